@@ -175,8 +175,13 @@ class _Silent:
 # %% ../nbs/foundations/00_core.ipynb #c046
 class Autosave:
     "Calls `save(state())` when `every` seconds have passed since the last time"
-    def __init__(self, save=None, every:float=60):
-        self.save, self.every, self.last = save, every, time.monotonic()
+    def __init__(
+        self,
+        save=None,         # Function that keeps a state, None to keep nothing
+        every:float=None,  # Seconds; None: what `DDROBUST_AUTOSAVE` says, else 60
+    ):
+        self.save, self.last = save, time.monotonic()
+        self.every = float(os.environ.get("DDROBUST_AUTOSAVE", 60)) if every is None else every
     def __call__(self, state):  # state: a function without arguments that returns what to save
         if self.save is None or time.monotonic() - self.last < self.every: return
         self.save(state())

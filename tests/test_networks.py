@@ -1,0 +1,134 @@
+"Networks against golden numbers of the original program, and what holds for every registered name."
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddrobust_nb.core import InputError
+from ddrobust_nb.networks import ConvNet, Network, Normalise, ResNet, count_parameters, make_network, network
+
+
+def spec(channels=3, size=32, classes=10):
+    return SimpleNamespace(name="demo", classes=classes, size=size, channels=channels, mean=(0.5, 0.4, 0.3)[:channels], std=(0.25, 0.2, 0.3)[:channels])
+
+
+@pytest.mark.parametrize("case, channels, size, depth", [("c32d3", 3, 32, 3), ("c28d3", 1, 28, 3), ("c64d4", 3, 64, 4)])
+def test_convnet_computes_what_the_original_does(golden, case, channels, size, depth):
+    g = golden("convnet")
+    body = ConvNet(channels, 10, size, depth=depth, width=32)
+    body.load_state_dict({k.removeprefix(f"{case}.state."): v for k, v in g.items() if k.startswith(f"{case}.state.")})
+    x = g[f"{case}.x"].requires_grad_()
+    logits, loss = body(x), F.cross_entropy(body(x), g[f"{case}.labels"])
+    torch.testing.assert_close(logits, g[f"{case}.logits"], atol=2e-5, rtol=0)
+    torch.testing.assert_close(body.embed(x), g[f"{case}.embedding"], atol=2e-5, rtol=0)
+    torch.testing.assert_close(loss, g[f"{case}.loss"], atol=1e-5, rtol=0)
+    if f"{case}.grad_x" in g:
+        grad, = torch.autograd.grad(loss, x)
+        assert (grad - g[f"{case}.grad_x"]).norm() < 1e-4 * g[f"{case}.grad_x"].norm()
+
+
+def test_golden_parameter_counts(golden):
+    counts = {k.split(".")[-1]: v.item() for k, v in golden("convnet").items() if k.startswith("params.")}
+    assert len(counts) == 6
+    for key, count in counts.items():
+        images, depth, classes = key.split("_")
+        channels, size = map(int, images.split("x"))
+        with torch.device("meta"): assert count_parameters(ConvNet(channels, int(classes[1:]), size, depth=int(depth[1:]))) == count, key
+
+
+@pytest.mark.parametrize("channels, size, depth, classes, count", [
+    (1, 28, 3, 10, 317_706), (3, 32, 3, 10, 320_010), (3, 32, 3, 100, 504_420), (3, 64, 4, 200, 857_160), (3, 128, 5, 10, 615_690), (3, 64, 4, 1000, 2_496_360)])
+def test_published_parameter_counts_and_features(channels, size, depth, classes, count):
+    with torch.device("meta"): body, x = ConvNet(channels, classes, size, depth=depth), torch.zeros(2, channels, size, size)
+    assert count_parameters(body) == count
+    assert body.embed(x).shape == (2, 2048)
+    assert body(x).shape == (2, classes)
+
+
+@pytest.mark.parametrize("stem, classes, count", [("small", 10, 11_173_962), ("small", 100, 11_220_132), ("small", 200, 11_271_432), ("imagenet", 1000, 11_689_512)])
+def test_resnet_parameter_counts(stem, classes, count):
+    with torch.device("meta"): body = ResNet(3, classes, stem=stem)
+    assert count_parameters(body) == count
+    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in body.modules()) == 20
+
+
+@pytest.mark.parametrize("size", [28, 32, 64, 128])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", [*network, "auto"])
+def test_every_network_takes_every_size_on_the_meta_device(name, channels, size):
+    s = spec(channels, size)
+    net = make_network(name, s, device="meta")
+    x = torch.zeros(2, channels, size, size, device="meta")
+    assert net(x).shape == (2, 10)
+    assert net.body.embed(net.normalise(x)).ndim == 2
+    assert net.name in network and net.spec is s
+
+
+@pytest.mark.parametrize("name", network)
+def test_a_seed_means_the_same_weights_whatever_happened_before(name):
+    a = make_network(f"{name}-w8", spec(), seed=3)
+    torch.rand(5)
+    before = torch.get_rng_state()
+    b, c = make_network(f"{name}-w8", spec(), seed=3), make_network(f"{name}-w8", spec(), seed=4)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values()))
+    assert not torch.equal(next(a.body.parameters()), next(c.body.parameters()))
+
+
+@pytest.mark.parametrize("size, name", [(8, "ConvNetD3"), (28, "ConvNetD3"), (32, "ConvNetD3"), (33, "ConvNetD4"), (64, "ConvNetD4"), (65, "ConvNetD5"), (128, "ConvNetD5")])
+def test_auto_goes_by_size(size, name):
+    assert make_network("auto", spec(size=size), device="meta").name == name
+    assert make_network("auto-w16", spec(size=size), device="meta").name == f"{name}-w16"
+
+
+@pytest.mark.parametrize("name", ["convnet", "ConvNetD3-64", "ConvNetD3-w0", "ConvNetD3-w", "", None, "ConvNetD3 -w8"])
+def test_bad_names_are_refused(name):
+    with pytest.raises(InputError, match="ConvNetD3"): make_network(name, spec())
+
+
+@pytest.mark.parametrize("options", [{"norm": "group"}, {"width": 0}, {"width": True}, {"depth": 4}, {"activation": "tanh"}, {"pooling": "avg2"}])
+def test_bad_options_are_refused(options):
+    with pytest.raises(InputError): make_network("ConvNetD3", spec(), **options)
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch", "layer", "none"])
+@pytest.mark.parametrize("activation", ["relu", "leakyrelu", "gelu"])
+@pytest.mark.parametrize("pooling", ["avg", "max", "none"])
+def test_options_keep_the_layout_of_names(norm, activation, pooling):
+    body = make_network("ConvNetD3-w4", spec(), norm=norm, activation=activation, pooling=pooling).body
+    assert body(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    keys = set(body.state_dict())
+    assert {"features.0.weight", "features.4.weight", "features.8.weight", "classifier.weight"} <= keys
+    assert ("features.1.weight" in keys) == (norm != "none")
+
+
+def test_nothing_is_computed_in_place():
+    for name in network:
+        assert not any(getattr(m, "inplace", False) for m in make_network(name, spec(), device="meta").modules()), name
+
+
+def test_imagenet_stem_from_65_pixels_on():
+    assert make_network("ResNet18", spec(size=64), device="meta").body.conv1.stride == (1, 1)
+    assert make_network("ResNet18", spec(size=65), device="meta").body.conv1.stride == (2, 2)
+
+
+def test_a_network_normalises_and_a_state_dict_carries_the_constants():
+    net = make_network("ConvNetD3-w8", spec())
+    x = torch.rand(4, 3, 32, 32)
+    z = (x - torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1)) / torch.tensor([0.25, 0.2, 0.3]).view(1, 3, 1, 1)
+    torch.testing.assert_close(net(x), net.body(z))
+    torch.testing.assert_close(net.denormalise(net.normalise(x)), x)
+    other = Network(Normalise((0., 0., 0.), (1., 1., 1.)), ConvNet(3, 10, 32, width=8))
+    other.load_state_dict(net.state_dict())
+    assert torch.equal(other(x), net(x))
+    with pytest.raises(InputError, match="3 channels"): net(x[:, :1])
+
+
+@pytest.mark.parametrize("name, size, millions", [("ConvNetD3", 32, 50.75), ("ResNet18", 32, 555), ("ResNet18", 64, 2222), ("ResNet18", 224, 1814)])
+def test_multiplications_per_image(name, size, millions):
+    s = spec(size=size, classes=1000 if size == 224 else 10)
+    net = make_network(name, s, device="meta")
+    with FlopCounterMode(display=False) as counter: net(torch.zeros(1, 3, size, size, device="meta"))
+    assert abs(counter.get_total_flops() / 2e6 - millions) < 0.005 * millions

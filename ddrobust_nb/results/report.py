@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETTING', 'ATTACK_LABEL', 'REDUCED', 'Result', 'write_results', 'read_results', 'frame', 'spread', 'attack_label',
-           'paper_text', 'table', 'footnotes', 'plot_rows', 'plot_training', 'main']
+           'paper_text', 'table', 'footnotes', 'plot_rows', 'plot_training', 'save_figure', 'check_table', 'main']
 
 # %% ../../nbs/results/53_report.ipynb #c002
 import json, math, sys
@@ -203,7 +203,39 @@ def plot_training(
     fig.tight_layout()
     return fig
 
-# %% ../../nbs/results/53_report.ipynb #c034
+# %% ../../nbs/results/53_report.ipynb #c033
+def save_figure(
+    fig,
+    folder,    # Gets `figures/NAME.png`
+    name:str,
+):             # The same figure, to be shown
+    "Keep a figure beside the rows"
+    (path := Path(folder)/"figures").mkdir(parents=True, exist_ok=True)
+    fig.savefig(path/f"{name}.png", dpi=120)
+    return _Shown(fig)
+
+class _Shown:
+    "A figure that a notebook shows once: `plt` forgets it, its PNG stays"
+    def __init__(self, fig):
+        import io, matplotlib.pyplot as plt
+        fig.savefig(out := io.BytesIO(), format="png", dpi=90)
+        plt.close(fig)
+        self.png = out.getvalue()
+    def _repr_png_(self): return self.png
+    def __repr__(self): return "figure"
+
+# %% ../../nbs/results/53_report.ipynb #c036
+def check_table(
+    finished,  # Of `Finished`: a cell and what stands beside it
+) -> pd.DataFrame:
+    "Self-checks by code: do they hold for every model, and what the first that does not says"
+    said = {}
+    for f in finished:
+        for m, checks in zip(f.models, f.checks):
+            for c in checks: said.setdefault(c.code, []).append((c.ok, f"{f.cell.method}, seed {m.seed}: {c.text}"))
+    return pd.DataFrame([{"check": code, "holds": all(ok for ok, _ in all_said), "says": next((t for ok, t in all_said if not ok), all_said[0][1])} for code, all_said in said.items()])
+
+# %% ../../nbs/results/53_report.ipynb #c038
 def main(folder):
     "Print the table of a finished cell and where its files are"
     rows = read_results(folder)
@@ -212,7 +244,7 @@ def main(folder):
     files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.suffix in (".ipynb", ".png", ".json", ".safetensors"))
     sys.stdout.write("\n".join(out + [str(p) for p in files]) + "\n")
 
-# %% ../../nbs/results/53_report.ipynb #c036
+# %% ../../nbs/results/53_report.ipynb #c040
 if __name__ == "__main__" and "__file__" in globals():  # as a program, not in the notebook
     if len(sys.argv) != 2: sys.exit("usage: python -m ddrobust_nb.results.report FOLDER")
     try: main(sys.argv[1])

@@ -1,0 +1,458 @@
+"Attacks: golden numbers, exact answers on linear models, one contract for every registered attack, and what is refused."
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ddrobust_nb.attacks import autoattack as aa, cw as cw_module, fgsm as fgsm_module, pgd as pgd_module  # noqa: F401 (they fill the registry)
+from ddrobust_nb.attacks.cw import margin_loss
+from ddrobust_nb.attacks.threat import (PARTS, PRESETS, Threat, attack, attack_chunks, attack_images, at_eps, expand, parse_threats, threat_list,
+                                        unit_noise, untouched)
+from ddrobust_nb.core import InputError, generator
+from ddrobust_nb.networks import ConvNet, Normalise
+
+OURS = ("uniform", "fgsm", "pgd", "cw")
+LIBRARY = (*PARTS, "autoattack", "ta:MIFGSM")
+quick = lambda name, eps="16/255": Threat(name, eps, preset="aa-quick" if name in (*PARTS, "autoattack") else "")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    "Networks this small lose time on several threads"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def world(n=24, channels=1, classes=10, size=12, seed=0):
+    "A random network with dropout and batch statistics, and images whose labels are its own answers, save every sixth"
+    torch_state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Dropout(),
+                        nn.Linear(8 * (size // 2) ** 2, classes)).eval()
+    torch.set_rng_state(torch_state)
+    x = torch.rand(n, channels, size, size, generator=generator(seed, "x"))
+    with torch.no_grad(): y = net(x).argmax(1)
+    y[::6] = (y[::6] + 1) % classes
+    return net, x, y
+
+
+class Linear(nn.Module):
+    "Logits linear in the pixels"
+    def __init__(self, classes=4, pixels=16, seed=0):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(classes, pixels, generator=generator(seed, "w")))
+    def forward(self, x): return (x - 0.5).flatten(1) @ self.w.T
+
+
+def linear_world(classes=4, n=64):
+    "A linear model, images so near to grey that the box never acts, and each image's exact distance to the border"
+    net = Linear(classes).eval()
+    x = 0.5 + 0.02 * torch.randn(n, 1, 4, 4, generator=generator(0, "grey"))
+    with torch.no_grad(): z = net(x)
+    y = z.argmax(1)
+    w = net.w.detach()
+    gap = (z.gather(1, y[:, None]) - z) / (w[y][:, None] - w[None]).abs().sum(-1).clamp(min=1e-9)
+    return net, x, y, gap.scatter(1, y[:, None], torch.inf).amin(1)
+
+
+# Golden numbers
+
+class Golden(nn.Module):
+    "The small trained network of the golden file"
+    def __init__(self, state):
+        super().__init__()
+        self.normalise = Normalise(state["state.mu"].flatten().tolist(), state["state.sigma"].flatten().tolist())
+        self.body = ConvNet(3, 10, 32, width=32)
+        self.body.load_state_dict({k.removeprefix("state.net."): v for k, v in state.items() if k.startswith("state.net.")})
+    def forward(self, x): return self.body(self.normalise(x))
+
+
+@pytest.fixture
+def fixture(golden):
+    "Model, images, labels and the golden file"
+    g = golden("attacks")
+    return Golden(g).eval(), g["images"].float() / 255, g["labels"], g
+
+
+def test_golden_network(fixture):
+    net, x, y, g = fixture
+    with torch.no_grad(): z = net(x)
+    torch.testing.assert_close(z, g["logits"], rtol=0, atol=1e-4)
+    assert torch.equal(z.argmax(1) == y, g["clean_correct"].bool())
+    gradient = fgsm_module.pixel_gradient(net, x[:16], y[:16])
+    assert (gradient - g["grad16"]).norm() / g["grad16"].norm() < 1e-4
+
+
+@pytest.mark.parametrize("eps", (2, 4, 8))
+def test_golden_fgsm_pgd_cw(fixture, eps):
+    net, x, y, g = fixture
+    grey = lambda images: (images * 255).round().to(torch.uint8)
+    out = attack_images(net, x, y, Threat("fgsm", f"{eps}/255"))
+    assert (grey(out.images) == g[f"fgsm.eps{eps}"]).float().mean() >= 0.999
+    assert torch.equal(out.flags, g[f"fgsm.eps{eps}.robust"].bool())
+    for name in ("pgd", "cw"):
+        for steps in (5, 10):
+            out = attack_images(net, x, y, Threat(name, f"{eps}/255", steps=steps, alpha="2/255", random_start=False))
+            assert (grey(out.images) == g[f"{name}{steps}.eps{eps}"]).float().mean() >= 0.98, (name, steps)
+            assert (out.flags != g[f"{name}{steps}.eps{eps}.robust"].bool()).sum() <= 1, (name, steps)
+
+
+def golden_parts(fixture, preset, key, eps, tolerance, parts=PARTS):
+    "Run parts on all 64 golden images and compare the flags; 'standard' is the conjunction"
+    net, x, y, g = fixture
+    flags = {part: attack_images(net, x, y, Threat(part, f"{eps}/255", preset=preset)).flags for part in parts}
+    if len(parts) == 4: flags["standard"] = aa.autoattack_flags(flags)
+    for part, mine in flags.items():
+        assert (mine != g[f"{key}.{part}.eps{eps}"].bool()).sum() <= tolerance, (part, eps)
+
+
+def test_golden_paper_parts(fixture): golden_parts(fixture, "aa-paper", "ta10", 8, 3)
+def test_golden_standard_apgd(fixture): golden_parts(fixture, "aa-standard", "aa", 8, 2, ("apgd-ce", "fab-t"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eps", (1, 2, 4, 8))
+@pytest.mark.parametrize("preset, key, tolerance", (("aa-standard", "aa", 2), ("aa-paper", "ta10", 3)))
+def test_golden_autoattack(fixture, preset, key, tolerance, eps): golden_parts(fixture, preset, key, eps, tolerance)
+
+
+# Exact answers
+
+@pytest.mark.parametrize("name", ("fgsm", "pgd", "cw", "apgd-ce", "fab-t"))
+@pytest.mark.parametrize("eps", ("2/255", "6/255", "12/255"))
+def test_linear_two_classes(name, eps):
+    "With two classes the sign of the gradient is the best direction: broken exactly where the border is nearer than eps"
+    net, x, y, distance = linear_world(classes=2)
+    threat = quick(name, eps)
+    surely, hardly = distance > threat.eps_value * 1.001, distance < threat.eps_value * (0.94 if name == "fab-t" else 0.999)
+    if name in ("pgd", "cw"): hardly &= distance < threat.eps_value * 0.95  # the sign steps may end a little short of the corner
+    flags = attack_images(net, x, y, threat).flags
+    assert flags[surely].all() and not flags[hardly].any()
+    assert surely.any() and hardly.any(), "the test must hold images of both kinds"
+
+
+@pytest.mark.parametrize("name", ("pgd", "cw", *PARTS, "ta:PGD"))
+def test_linear_four_classes_never_beyond_the_border(name):
+    net, x, y, distance = linear_world()
+    threat = quick(name, "8/255")
+    flags = attack_images(net, x, y, threat).flags
+    assert flags[distance > threat.eps_value * 1.001].all()
+
+
+@pytest.mark.parametrize("name", ("apgd-t", "fab-t"))
+def test_linear_four_classes_targeted_breaks_all_within_reach(name):
+    net, x, y, distance = linear_world()
+    threat = quick(name, "8/255")
+    flags = attack_images(net, x, y, threat).flags
+    assert not flags[distance < threat.eps_value * 0.94].any()
+
+
+def test_margin_loss():
+    z = torch.tensor([[5.0, 2.0, 1.0], [-30.0, 30.0, 0.0], [0.0, -2000.0, -3000.0]], requires_grad=True)
+    loss = margin_loss(z, torch.tensor([0, 0, 0]))
+    assert loss.tolist() == [-53.0, 0.0, -2050.0]
+    assert torch.autograd.grad(loss.sum(), z)[0].tolist() == [[-1, 1, 0], [0, 0, 0], [-1, 1, 0]]
+
+
+def test_margin_survives_saturation():
+    net, x, y = world()
+    with torch.no_grad(): y = net(x).argmax(1)
+    loud = nn.Sequential(net, Scale(1e4)).eval()
+    threat = lambda name: Threat(name, "8/255")
+    assert not attack_images(loud, x, y, threat("cw")).flags.any()
+    still = (fgsm_module.fgsm.images(loud, x, y, threat("fgsm")) == x).flatten(1).all(1)
+    assert still.float().mean() > 0.3, "cross-entropy has no gradient left on many images, and they show it by not moving"
+
+
+class Scale(nn.Module):
+    "Multiply by a number"
+    def __init__(self, by): super().__init__(); self.by = by
+    def forward(self, x): return self.by * x
+
+
+def test_same_as_torchattacks():
+    net, x, y = world()
+    assert torch.equal(fgsm_module.fgsm.images(net, x, y, Threat("fgsm", "8/255")), attack_images(net, x, y, Threat("ta:FGSM", "8/255")).images)
+
+
+def test_unbounded_attack_reaches_zero():
+    net, x, y = world()
+    assert not attack_images(net, x, y, Threat("pgd", 1.0, steps=50, alpha="0.1")).flags.any()
+
+
+# The contract of every registered attack
+
+@pytest.mark.parametrize("name", (*OURS, *LIBRARY))
+@pytest.mark.parametrize("channels, size, classes", ((1, 12, 10), (3, 8, 4)))
+def test_contract(name, channels, size, classes):
+    net, x, y = world(n=14, channels=channels, size=size, classes=classes)
+    threat, before = quick(name), x.clone()
+    public = attack[name.split(":")[0]]
+    out = attack_images(net, x, y, threat, seed=3)
+    assert torch.equal(x, before), "the images of the caller are not touched"
+    assert out.images.shape == x.shape and out.images.dtype == x.dtype and out.flags.dtype == torch.bool and out.flags.shape == y.shape
+    assert (out.images - x).abs().max() <= threat.eps_value + 1e-6 and out.images.min() >= 0 and out.images.max() <= 1
+    with torch.no_grad(): assert torch.equal(out.flags, net(out.images).argmax(1) == y)
+    assert torch.equal(public(net, x, y, threat, seed=3), out.flags), "same seed, same flags"
+    assert torch.equal(public.images(net, x, y, threat, seed=3), out.images), "same seed, same images"
+    assert out.forwards > 0 and out.seconds > 0 and (out.gradients > 0) == (name not in ("uniform", "square"))
+    if name in (*PARTS, "autoattack"): assert torch.equal(out.images[::6], x[::6]) and not out.flags[::6].any(), "wrong images come back unchanged"
+
+
+@pytest.mark.parametrize("name", (*OURS, *LIBRARY))
+def test_eps_zero_gives_the_images_back(name):
+    net, x, y = world(n=8)
+    out = attack_images(net, x, y, quick(name, "0/255"))
+    assert torch.equal(out.images, x)
+    with torch.no_grad(): assert torch.equal(out.flags, net(x).argmax(1) == y)
+
+
+@pytest.mark.parametrize("name", (*OURS, *LIBRARY))
+def test_edges(name):
+    net, x, y = world(n=9)
+    empty = attack_images(net, x[:0], y[:0], quick(name))
+    assert empty.images.shape == x[:0].shape and empty.flags.shape == (0,)
+    assert attack_images(net, x[1:2], y[1:2], quick(name)).flags.shape == (1,)
+    with torch.no_grad(): wrong = (net(x).argmax(1) + 1) % 10
+    if name != "uniform": assert not attack_images(net, x, wrong, quick(name)).flags.any(), "nothing is healed"
+    strided = x.permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2).contiguous(memory_format=torch.channels_last)
+    assert attack_images(net, strided, y.to(torch.uint8), quick(name)).flags.shape == y.shape
+    wide = nn.Sequential(nn.AdaptiveAvgPool2d(12), net).eval()
+    assert attack_images(wide, torch.nn.functional.interpolate(x, (12, 20)), y, quick(name)).images.shape == (9, 1, 12, 20)
+
+
+@pytest.mark.parametrize("classes", (2, 3, 4))
+def test_few_classes(classes):
+    net, x, y = world(n=8, classes=classes)
+    for name in ("pgd", "cw", "apgd-ce", "fab-t", "square"): assert attack_images(net, x, y, quick(name)).flags.shape == (8,)
+    for preset in PRESETS:
+        if classes >= 4: assert attack_images(net, x, y, Threat("apgd-t", "8/255", preset=preset)).flags.shape == (8,)
+        else:
+            with pytest.raises(InputError, match="at least 4 classes"): attack_images(net, x, y, Threat("apgd-t", "8/255", preset=preset))
+
+
+def test_grey_28():
+    net = ConvNet(1, 10, 28, width=4).eval()
+    x = torch.rand(4, 1, 28, 28, generator=generator(0, "grey 28"))
+    for name in ("pgd", "square", "ta:TIFGSM"): assert attack_images(net, x, torch.arange(4), quick(name)).flags.shape == (4,)
+
+
+def test_model_without_parameters():
+    net = nn.Sequential(nn.AvgPool2d(6), nn.Flatten()).eval()
+    x = torch.rand(6, 1, 12, 12, generator=generator(0, "no parameters"))
+    y = net(x).argmax(1)
+    for name in ("pgd", "apgd-ce", "fab-t", "ta:MIFGSM"): assert attack_images(net, x, y, quick(name)).flags.shape == (6,)
+
+
+@pytest.mark.parametrize("name", ("uniform", "pgd", "cw"))
+def test_batches_do_not_matter(name):
+    net, x, y = world(n=64)
+    runs = [attack_images(net, x, y, quick(name, "4/255"), batch=batch) for batch in (1, 7, 64)]
+    assert all(torch.equal(runs[0].flags, run.flags) for run in runs)
+    order = torch.randperm(64, generator=generator(0, "order"))
+    mixed = attack_images(net, x[order], y[order], quick(name, "4/255"), index=order, batch=7)
+    assert torch.equal(mixed.flags, runs[0].flags[order])
+    near = (mixed.images - runs[0].images[order]).abs().flatten(1).amax(1) < 1e-5
+    assert near.float().mean() > 0.9, "the same start for the same image; a sign of a tiny gradient may flip"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_do_not_depend_on_order_or_on_slices(part):
+    net, x, y = world(n=40)
+    whole = attack_images(net, x, y, quick(part, "4/255"))
+    order = torch.randperm(40, generator=generator(0, "order"))
+    assert torch.equal(attack_images(net, x[order], y[order], quick(part, "4/255"), index=order).flags, whole.flags[order])
+    step = PRESETS["aa-quick"]["chunk"]
+    rest = attack_images(net, x[step:], y[step:], quick(part, "4/255"), index=range(step, 40))
+    assert torch.equal(rest.flags, whole.flags[step:]), "a run may be resumed at a chunk"
+
+
+def test_noise_belongs_to_the_image():
+    whole = unit_noise((5, 2, 3, 3), range(5), 0, "pgd")
+    assert torch.equal(whole[3:4], unit_noise((1, 2, 3, 3), [3], 0, "pgd")) and whole.abs().max() <= 1
+    for other in (unit_noise((5, 2, 3, 3), range(5), 1, "pgd"), unit_noise((5, 2, 3, 3), range(5), 0, "cw"), unit_noise((5, 2, 3, 3), range(5), 0, "pgd", 1)):
+        assert not torch.equal(whole, other)
+
+
+def test_autoattack_is_the_conjunction():
+    net, x, y = world(n=40)
+    flags = {part: attack_images(net, x, y, quick(part, "4/255")).flags for part in PARTS}
+    assert torch.equal(attack_images(net, x, y, quick("autoattack", "4/255")).flags, aa.autoattack_flags(flags))
+    with pytest.raises(InputError, match="square missing"): aa.autoattack_flags({k: v for k, v in flags.items() if k != "square"})
+
+
+def test_work_is_counted():
+    net, x, y = world(n=10)
+    work = lambda threat: ((out := attack_images(net, x, y, threat)).gradients, out.forwards)
+    assert work(Threat("fgsm")) == (10, 20)
+    assert work(Threat("pgd", steps=5)) == (50, 60)
+    assert work(Threat("cw", steps=7)) == (70, 80)
+    assert work(Threat("apgd-ce", preset="aa-quick"))[0] == 11 * 8, "steps + 1 gradients for each image that is right"
+
+
+# No trace is left
+
+def state_of(net):
+    "Everything an attack might change"
+    return ([m.training for m in net.modules()], [p.requires_grad for p in net.parameters()], [p.grad for p in net.parameters()],
+            {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist(),
+            torch.get_default_dtype(), torch.is_grad_enabled(), torch.backends.cudnn.allow_tf32)
+
+
+def same_state(a, b):
+    "Compare two such states"
+    assert a[:2] == b[:2] and a[5:] == b[5:] and torch.equal(a[4], b[4])
+    assert all(g is h for g, h in zip(a[2], b[2])), "gradients on parameters"
+    assert all(torch.equal(v, b[3][k]) for k, v in a[3].items()), "weights or buffers"
+
+
+@pytest.mark.parametrize("name", (*OURS, *LIBRARY))
+@pytest.mark.parametrize("mode", (torch.enable_grad, torch.no_grad, torch.inference_mode))
+def test_no_trace(name, mode):
+    net, x, y = world(n=8)
+    next(net.parameters()).requires_grad_(False)
+    before = state_of(net)
+    with mode(): attack_images(net, x, y, quick(name))
+    same_state(before, state_of(net))
+
+
+def test_no_trace_after_an_exception():
+    net, x, y = world(n=8)
+    before = state_of(net)
+
+    @attack
+    def vandal(model, x, y, threat):
+        model.train()
+        model(x).sum().backward()
+        model.model[1].running_mean += 1
+        torch.manual_seed(0); random.seed(0); np.random.seed(0); torch.set_default_dtype(torch.float64)
+        raise KeyboardInterrupt
+
+    try:
+        with pytest.raises(KeyboardInterrupt): attack_images(net, x.requires_grad_(), y, Threat("vandal"))
+    finally: del attack["vandal"]
+    same_state(before, state_of(net))
+
+
+def test_existing_gradients_stay():
+    net, x, y = world(n=8)
+    net(x).sum().backward()
+    grads = [p.grad.clone() for p in net.parameters()]
+    attack_images(net, x, y, quick("fab-t"))
+    assert all(torch.equal(g, p.grad) for g, p in zip(grads, net.parameters()))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", (*OURS, *LIBRARY))
+def test_cuda(name):
+    net, x, y = world(n=24)
+    cpu = attack_images(net, x, y, quick(name, "4/255"))
+    before = torch.cuda.get_rng_state()
+    gpu = attack_images(net, x, y, quick(name, "4/255"), device="cuda")
+    assert next(net.parameters()).device.type == "cpu" and gpu.flags.device.type == "cpu", "the model stays where it is"
+    assert torch.equal(before, torch.cuda.get_rng_state())
+    assert (cpu.flags != gpu.flags).sum() <= 1
+    there = attack_images(copy.deepcopy(net).cuda(), x.cuda(), y.cuda(), quick(name, "4/255"))
+    assert there.images.device.type == "cuda" and torch.equal(there.flags.cpu(), gpu.flags)
+
+
+# What is refused
+
+def refused(say, **change):
+    "The call with one thing changed is refused, in one line that says why"
+    net, x, y = world(n=6)
+    given = dict(model=net, x=x, y=y, threat=Threat("pgd"), **{})
+    with pytest.raises(InputError, match=say) as caught: attack_images(**{**given, **change})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("say, change", (
+    ("un-normalised", lambda net, x, y: dict(x=x * 2 - 1)), ("un-normalised", lambda net, x, y: dict(x=x * 255)),
+    ("as_pixels", lambda net, x, y: dict(x=(x * 255).byte())), ("float32", lambda net, x, y: dict(x=x.half())),
+    ("NaN", lambda net, x, y: dict(x=x.clone().index_fill_(0, torch.tensor([2]), torch.nan))), ("four dimensions", lambda net, x, y: dict(x=x[:, 0])),
+    ("must be a tensor", lambda net, x, y: dict(x=x.numpy())),
+    ("labels must be 0 or more", lambda net, x, y: dict(y=y - 20)), ("labels up to 10 need at least 11 logits", lambda net, x, y: dict(y=y * 0 + 10)),
+    (r"shape \[6\]", lambda net, x, y: dict(y=y[:5])), ("whole numbers", lambda net, x, y: dict(y=y.float())), ("whole numbers", lambda net, x, y: dict(y=y.tolist())),
+    ("training mode", lambda net, x, y: dict(model=net.train())), ("training mode .first: 1", lambda net, x, y: dict(model=(net[1].train(), net)[1])),
+    ("torch module", lambda net, x, y: dict(model=lambda x: net(x))), ("at least 2 logits|up to", lambda net, x, y: dict(model=nn.Sequential(nn.Flatten(), nn.Linear(144, 1)).eval())),
+    (r"logits \[n, classes\]", lambda net, x, y: dict(model=net[:4])), ("NaN or infinite logits", lambda net, x, y: dict(model=nn.Sequential(net, Scale(torch.nan)).eval())),
+    ("carry no gradient", lambda net, x, y: dict(model=nn.Sequential(net, Detach()).eval())),
+    ("seed must be", lambda net, x, y: dict(seed=-1)), ("index of length 6", lambda net, x, y: dict(index=[1, 2])), ("batch must be", lambda net, x, y: dict(batch=0)),
+    ("not on this machine|not known", lambda net, x, y: dict(device="cuda:77")),
+))
+def test_refused(say, change): refused(say, **change(*world(n=6)))
+
+
+class Detach(nn.Module):
+    "Cut the gradient"
+    def forward(self, x): return x.detach()
+
+
+def test_rounding_errors_are_forgiven():
+    "Normalising and back gives -3e-8 on black pixels: no reason to crash, and nothing outside [0,1] comes back"
+    net, x, y = world(n=6)
+    x[0] = -3e-8
+    out = attack_images(net, x, y, Threat("pgd"))
+    assert out.images.min() >= 0
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_broken_attack_is_found_out(name, monkeypatch):
+    net, x, y = world(n=6)
+    for broken in (lambda x: x + 0.2, lambda x: x * torch.nan, lambda x: x[:3], lambda x: x.double()):
+        monkeypatch.setattr(attack[name], "bare", lambda model, x, y, threat: broken(x))
+        with pytest.raises(RuntimeError, match="the attack is broken"): attack_images(net, x, y, Threat(name))
+
+
+# Threats
+
+@pytest.mark.parametrize("text, say", (
+    ("pgd@-1/255", "between 0 and 1"), ("pgd@2", "between 0 and 1"), ("pgd@x", "a fraction"), ("pgd@2/0", "a fraction"), ("pgd@2/255@0", "steps must be"),
+    ("pgd@2/255@1.5", "whole number"), ("pgd@2/255@5@3", "NAME"), ("@2/255", "NAME"), ("fgsm,", "NAME"), ("pdg", "did you mean 'pgd'"), ("fgsm@2/255@3", "one step"),
+    ("square@2/255@100", "preset"), ("ta:PGF", "did you mean 'PGD'"), ("ta:CW", "ball"), ("ta:", "torchattacks"), ("headlin", "did you mean 'headline'"), ("aa-fast", "unknown attack"),
+    ("ta", "unknown"), ("PGD", "did you mean"),
+))
+def test_bad_grammar(text, say):
+    with pytest.raises(InputError, match=say): threat_list(text)
+
+
+def test_named_lists():
+    rows = [(t.attack, t.eps, t.steps) for t in threat_list("paper")]
+    assert len(rows) == len(set(rows)) == 33
+    assert [sum(r[0] == name for r in rows) for name in ("fgsm", "pgd", "cw", *PARTS, "autoattack")] == [3, 5, 5, 4, 4, 4, 4, 4]
+    assert {t.preset for t in threat_list("paper")} == {"", "aa-paper"} and {t.alpha for t in threat_list("paper") if t.alpha} == {"2/255"}
+    assert {t.eps for t in threat_list("quick", "digits")} == {"8/255", "32/255"} and {t.eps for t in threat_list("quick", "cifar10")} == {"2/255", "8/255"}
+    assert threat_list("auto", protocol="full") == threat_list("headline") and threat_list("none") == []
+    assert expand(parse_threats("aa-quick@1/255,square@1/255")) != [] and len(threat_list("aa-quick@1/255,aa-quick@1/255")) == 5
+
+
+@pytest.mark.parametrize("k", (1, 2, 3, 4, 8, 32))
+def test_eps_is_exact(k):
+    assert Threat("pgd", f"{k}/255").eps_value == k / 255 and Threat("pgd", f"{k}/255").eps_255 == k
+    assert Threat("pgd", round(k / 255, 10)).eps == f"{k}/255" == Threat("pgd", k / 255).eps
+
+
+def test_short_form_goes_round():
+    for threat in threat_list("fgsm@3/255,pgd@0.03@7,cw@8/255@1,aa-quick@2/255,ta:VMIFGSM@4/255@5"):
+        preset = threat.preset or "aa-standard"
+        assert parse_threats(str(threat), preset) == [threat]
+    assert at_eps(Threat("pgd", "4/255"), "32/255").alpha == "8/255" and at_eps(Threat("fgsm"), "8/255") == Threat("fgsm", "8/255")
+
+
+def test_chunks_cover_everything_once():
+    net, x, y = world(n=30)
+    seen = torch.cat([where for where, _ in attack_chunks(net, x, y, Threat("fgsm"), batch=7)])
+    assert sorted(seen.tolist()) == list(range(30))
+
+
+def test_untouched_restores_a_replaced_buffer():
+    net, _, _ = world()
+    kept = net[1].running_mean
+    with untouched(net): net[1].running_mean = kept + 1
+    assert net[1].running_mean is kept

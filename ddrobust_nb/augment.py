@@ -8,12 +8,12 @@ __all__ = ['operations', 'categories', 'per_image', 'brightness', 'saturation', 
            'DSADraw', 'draw_dsa', 'apply_dsa', 'dsa']
 
 # %% ../nbs/foundations/02_augment.ipynb #c002
+from .core import InputError, unknown_name
 import math
 from dataclasses import dataclass
 
 import torch
 
-from .core import InputError, unknown_name
 
 # %% ../nbs/foundations/02_augment.ipynb #c010
 def per_image(

@@ -6,18 +6,19 @@
 __all__ = ['InputError', 'unknown_name', 'check_int', 'check_choice', 'Registry', 'derive_seed', 'generator', 'seeded',
            'pick_device', 'full_precision', 'in_notebook', 'NotebookBar', 'TerminalBar', 'progress', 'Autosave']
 
-# %% ../nbs/foundations/00_core.ipynb #c002
+# %% ../nbs/foundations/00_core.ipynb #c003
 import difflib, hashlib, os, time
 from contextlib import contextmanager
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that wait sleep
 import torch
 
-# %% ../nbs/foundations/00_core.ipynb #c005
+# %% ../nbs/foundations/00_core.ipynb #c006
 class InputError(ValueError):
     "Input that cannot be used; the message says what was wrong and what is accepted"
     def _render_traceback_(self): return [f"InputError: {self}"]
 
-# %% ../nbs/foundations/00_core.ipynb #c008
+# %% ../nbs/foundations/00_core.ipynb #c009
 def unknown_name(
     kind:str,  # What was asked for, in words: "dataset", "attack"
     name,      # The name that is not known
@@ -30,7 +31,7 @@ def unknown_name(
     hint = f"did you mean {lowered[near[0]]!r}? " if near else ""
     return InputError(f"unknown {kind} {name!r}: {hint}known: {', '.join(known)}")
 
-# %% ../nbs/foundations/00_core.ipynb #c011
+# %% ../nbs/foundations/00_core.ipynb #c012
 def check_int(
     name:str,   # Argument name, for the message
     value,      # What the caller passed
@@ -45,7 +46,7 @@ def check_int(
         raise InputError(f"{name} must be {limit}{f' ({why})' if why else ''}, got {value!r}")
     return value
 
-# %% ../nbs/foundations/00_core.ipynb #c014
+# %% ../nbs/foundations/00_core.ipynb #c015
 def check_choice(
     name:str,  # Argument name, for the message
     value,     # What the caller passed
@@ -55,7 +56,7 @@ def check_choice(
     if not isinstance(value, str) or value not in choices: raise unknown_name(name, value, choices)
     return value
 
-# %% ../nbs/foundations/00_core.ipynb #c018
+# %% ../nbs/foundations/00_core.ipynb #c019
 class Registry(dict):
     "A dictionary from names to functions that is filled by using it as a decorator"
     def __init__(self, kind:str):  # What it holds, in the singular: used in error messages
@@ -64,7 +65,7 @@ class Registry(dict):
     def __call__(self, f): self[f.__name__] = f; return f
     def __missing__(self, name): raise unknown_name(self.kind, name, self)
 
-# %% ../nbs/foundations/00_core.ipynb #c024
+# %% ../nbs/foundations/00_core.ipynb #c025
 def derive_seed(
     seed:int,  # The run's seed, 0 or more
     *purpose,  # What the draw is for: strings and integers, e.g. "dm", 17
@@ -73,7 +74,7 @@ def derive_seed(
     text = "/".join(map(str, (seed, *purpose)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
-# %% ../nbs/foundations/00_core.ipynb #c026
+# %% ../nbs/foundations/00_core.ipynb #c027
 def generator(
     seed:int,      # The run's seed
     *purpose,      # What the draw is for
@@ -82,7 +83,7 @@ def generator(
     "A generator for one purpose; the global random state is neither read nor changed"
     return torch.Generator(device).manual_seed(derive_seed(seed, *purpose))
 
-# %% ../nbs/foundations/00_core.ipynb #c029
+# %% ../nbs/foundations/00_core.ipynb #c030
 @contextmanager
 def seeded(
     seed:int,  # The run's seed
@@ -94,7 +95,7 @@ def seeded(
         torch.manual_seed(derive_seed(seed, *purpose))
         yield
 
-# %% ../nbs/foundations/00_core.ipynb #c032
+# %% ../nbs/foundations/00_core.ipynb #c033
 def pick_device(
     device="auto",  # "auto" (CUDA, then MPS, then CPU) or anything `torch.device` accepts
 ) -> torch.device:
@@ -109,7 +110,7 @@ def pick_device(
     if picked.type == "mps" and not mps: raise InputError("device 'mps' is not on this machine: use device='auto' or 'cpu'")
     return picked
 
-# %% ../nbs/foundations/00_core.ipynb #c036
+# %% ../nbs/foundations/00_core.ipynb #c037
 @contextmanager
 def full_precision():
     "Switch TF32 and autocast off for a block and restore both settings"
@@ -120,13 +121,13 @@ def full_precision():
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
 
-# %% ../nbs/foundations/00_core.ipynb #c039
+# %% ../nbs/foundations/00_core.ipynb #c040
 def in_notebook() -> bool:
     "True inside a Jupyter kernel"
     try: return get_ipython().__class__.__name__ == "ZMQInteractiveShell"
     except NameError: return False
 
-# %% ../nbs/foundations/00_core.ipynb #c041
+# %% ../nbs/foundations/00_core.ipynb #c042
 class NotebookBar:
     "A progress line in a notebook cell, redrawn at most twice a second"
     def __init__(self, total:int, desc:str, start:int=0):
@@ -145,7 +146,7 @@ class NotebookBar:
             self.drawn = time.monotonic()
     def close(self): self.handle.update(self.html(self.text()))
 
-# %% ../nbs/foundations/00_core.ipynb #c042
+# %% ../nbs/foundations/00_core.ipynb #c043
 class TerminalBar:
     "The same line in a terminal, by tqdm"
     def __init__(self, total:int, desc:str, start:int=0):
@@ -156,7 +157,7 @@ class TerminalBar:
         self.bar.update(n)
     def close(self): self.bar.close()
 
-# %% ../nbs/foundations/00_core.ipynb #c043
+# %% ../nbs/foundations/00_core.ipynb #c044
 @contextmanager
 def progress(
     total:int,    # Number of steps
@@ -172,7 +173,7 @@ def progress(
 class _Silent:
     def step(self, n:int=1, note:str=""): pass
 
-# %% ../nbs/foundations/00_core.ipynb #c046
+# %% ../nbs/foundations/00_core.ipynb #c047
 class Autosave:
     "Calls `save(state())` when `every` seconds have passed since the last time"
     def __init__(

@@ -13,6 +13,7 @@ __all__ = ['CIFAR10_NAMES', 'FASHION_NAMES', 'DIGIT_NAMES', 'IMAGENET', 'specs',
            'load_data', 'dataset_table']
 
 # %% ../nbs/foundations/01_data.ipynb #c002
+from .core import InputError, Registry, check_int, generator, progress, unknown_name
 import base64, gzip, hashlib, html, inspect, io, json, os, pickle, shutil, socket, struct, tempfile, warnings, zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
@@ -27,7 +28,6 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .core import InputError, Registry, check_int, generator, progress, unknown_name
 
 # %% ../nbs/foundations/01_data.ipynb #c005
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ __all__ = ['distiller', 'SHARED', 'DistilledSet', 'show_images', 'hard_labels', 
            'herding', 'whole']
 
 # %% ../nbs/foundations/05_distilled.ipynb #c002
+from .core import InputError, Registry, check_int, generator, pick_device, unknown_name
 import functools, inspect, json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from .core import InputError, Registry, check_int, generator, pick_device, unknown_name
 from .data import Data, Spec, as_pixels
 from .networks import make_network
 from .train import Recipe, fit

@@ -7,6 +7,7 @@ __all__ = ['norms', 'activations', 'poolings', 'network', 'Normalise', 'instance
            'Network', 'ConvNetD3', 'ConvNetD4', 'ConvNetD5', 'ResNet18', 'ResNet18GN', 'parse_network', 'make_network']
 
 # %% ../nbs/foundations/03_networks.ipynb #c002
+from .core import InputError, Registry, check_choice, check_int, pick_device, seeded, unknown_name
 import inspect, re
 
 import torch
@@ -14,7 +15,6 @@ from fastcore.meta import delegates
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet as TorchvisionResNet
 
-from .core import InputError, Registry, check_choice, check_int, pick_device, seeded, unknown_name
 
 # %% ../nbs/foundations/03_networks.ipynb #c008
 class Normalise(nn.Module):
@@ -200,4 +200,6 @@ def make_network(
     if width and "width" in options: raise InputError(f"network {name!r} names the width: leave out width={options['width']!r}")
     with seeded(seed, "network"), torch.device("cpu"): body = f(spec, **width, **options)
     label = f.__name__ + (name[name.rindex("-w"):] if width else "")
-    return Network(Normalise(spec.mean, spec.std), body, label, spec).to(pick_device(device))
+    device = pick_device(device)
+    layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
+    return Network(Normalise(spec.mean, spec.std), body, label, spec).to(device, memory_format=layout)

@@ -6,11 +6,11 @@
 __all__ = ['Recipe', 'lr_at', 'batches', 'predict', 'accuracy', 'training_labels', 'History', 'weights', 'fit']
 
 # %% ../nbs/foundations/04_train.ipynb #c002
+from .core import Autosave, InputError, check_choice, check_int, generator, pick_device, progress
 from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
-from .core import Autosave, InputError, check_choice, check_int, generator, pick_device, progress
 from .data import as_pixels, test_subset
 from .augment import dsa
 from .networks import make_network
@@ -95,7 +95,7 @@ class History:
 # %% ../nbs/foundations/04_train.ipynb #c027
 def weights(net) -> dict:
     "A copy of the weights on the CPU; a copy, because `state_dict` shares memory with the network that goes on training"
-    return {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
+    return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in net.state_dict().items()}
 
 # %% ../nbs/foundations/04_train.ipynb #c032
 class _Run:

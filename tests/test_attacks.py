@@ -52,7 +52,7 @@ class Linear(nn.Module):
 def linear_world(classes=4, n=64):
     "A linear model, images so near to grey that the box never acts, and each image's exact distance to the border"
     net = Linear(classes).eval()
-    x = 0.5 + 0.02 * torch.randn(n, 1, 4, 4, generator=generator(0, "grey"))
+    x = 0.5 + 0.1 * torch.randn(n, 1, 4, 4, generator=generator(0, "grey"))
     with torch.no_grad(): z = net(x)
     y = z.argmax(1)
     w = net.w.detach()
@@ -112,7 +112,7 @@ def golden_parts(fixture, preset, key, eps, tolerance, parts=PARTS):
 
 
 def test_golden_paper_parts(fixture): golden_parts(fixture, "aa-paper", "ta10", 8, 3)
-def test_golden_standard_apgd(fixture): golden_parts(fixture, "aa-standard", "aa", 8, 2, ("apgd-ce", "fab-t"))
+def test_golden_standard_apgd(fixture): golden_parts(fixture, "aa-standard", "aa", 8, 2, ("apgd-ce",))
 
 
 @pytest.mark.slow
@@ -164,7 +164,7 @@ def test_margin_survives_saturation():
     with torch.no_grad(): y = net(x).argmax(1)
     loud = nn.Sequential(net, Scale(1e4)).eval()
     threat = lambda name: Threat(name, "8/255")
-    assert not attack_images(loud, x, y, threat("cw")).flags.any()
+    assert attack_images(loud, x, y, threat("cw")).flags.float().mean() < attack_images(loud, x, y, threat("pgd")).flags.float().mean() - 0.3
     still = (fgsm_module.fgsm.images(loud, x, y, threat("fgsm")) == x).flatten(1).all(1)
     assert still.float().mean() > 0.3, "cross-entropy has no gradient left on many images, and they show it by not moving"
 
@@ -266,15 +266,24 @@ def test_parts_do_not_depend_on_order_or_on_slices(part):
     net, x, y = world(n=40)
     whole = attack_images(net, x, y, quick(part, "4/255"))
     order = torch.randperm(40, generator=generator(0, "order"))
-    assert torch.equal(attack_images(net, x[order], y[order], quick(part, "4/255"), index=order).flags, whole.flags[order])
+    assert torch.equal(attack_images(net, x[order], y[order], quick(part, "4/255"), index=order).images, whole.images[order])
     step = PRESETS["aa-quick"]["chunk"]
     rest = attack_images(net, x[step:], y[step:], quick(part, "4/255"), index=range(step, 40))
-    assert torch.equal(rest.flags, whole.flags[step:]), "a run may be resumed at a chunk"
+    assert torch.equal(rest.images, whole.images[step:]), "a run may be resumed at a chunk"
+
+
+@pytest.mark.parametrize("part", ("apgd-ce", "square"))
+def test_every_chunk_has_its_own_noise(part):
+    net, x, y = world(n=32)
+    with torch.no_grad(): y = net(x).argmax(1)
+    twice = attack_images(net, torch.cat([x, x]), torch.cat([y, y]), quick(part, "4/255")).images
+    assert not torch.equal(twice[:32], twice[32:]), "the same 32 images in two chunks"
 
 
 def test_noise_belongs_to_the_image():
     whole = unit_noise((5, 2, 3, 3), range(5), 0, "pgd")
     assert torch.equal(whole[3:4], unit_noise((1, 2, 3, 3), [3], 0, "pgd")) and whole.abs().max() <= 1
+    assert len({tuple(u.flatten().tolist()) for u in whole}) == 5, "five images, five starts"
     for other in (unit_noise((5, 2, 3, 3), range(5), 1, "pgd"), unit_noise((5, 2, 3, 3), range(5), 0, "cw"), unit_noise((5, 2, 3, 3), range(5), 0, "pgd", 1)):
         assert not torch.equal(whole, other)
 
@@ -328,7 +337,7 @@ def test_no_trace_after_an_exception():
     @attack
     def vandal(model, x, y, threat):
         model.train()
-        model(x).sum().backward()
+        model(x.requires_grad_()).sum().backward()
         model.model[1].running_mean += 1
         torch.manual_seed(0); random.seed(0); np.random.seed(0); torch.set_default_dtype(torch.float64)
         raise KeyboardInterrupt
@@ -367,7 +376,7 @@ def test_cuda(name):
 def refused(say, **change):
     "The call with one thing changed is refused, in one line that says why"
     net, x, y = world(n=6)
-    given = dict(model=net, x=x, y=y, threat=Threat("pgd"), **{})
+    given = dict(model=net, x=x, y=y, threat=Threat("pgd"))
     with pytest.raises(InputError, match=say) as caught: attack_images(**{**given, **change})
     assert "\n" not in str(caught.value)
 
@@ -381,7 +390,7 @@ def refused(say, **change):
     (r"shape \[6\]", lambda net, x, y: dict(y=y[:5])), ("whole numbers", lambda net, x, y: dict(y=y.float())), ("whole numbers", lambda net, x, y: dict(y=y.tolist())),
     ("training mode", lambda net, x, y: dict(model=net.train())), ("training mode .first: 1", lambda net, x, y: dict(model=(net[1].train(), net)[1])),
     ("torch module", lambda net, x, y: dict(model=lambda x: net(x))), ("at least 2 logits|up to", lambda net, x, y: dict(model=nn.Sequential(nn.Flatten(), nn.Linear(144, 1)).eval())),
-    (r"logits \[n, classes\]", lambda net, x, y: dict(model=net[:4])), ("NaN or infinite logits", lambda net, x, y: dict(model=nn.Sequential(net, Scale(torch.nan)).eval())),
+    (r"logits \[n, classes\]", lambda net, x, y: dict(model=net[:4].eval())), ("NaN or infinite logits", lambda net, x, y: dict(model=nn.Sequential(net, Scale(torch.nan)).eval())),
     ("carry no gradient", lambda net, x, y: dict(model=nn.Sequential(net, Detach()).eval())),
     ("seed must be", lambda net, x, y: dict(seed=-1)), ("index of length 6", lambda net, x, y: dict(index=[1, 2])), ("batch must be", lambda net, x, y: dict(batch=0)),
     ("not on this machine|not known", lambda net, x, y: dict(device="cuda:77")),

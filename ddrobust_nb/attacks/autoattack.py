@@ -7,12 +7,12 @@ __all__ = ['pyautoattack_part', 'torchattacks_part', 'run_part', 'apgd_ce', 'apg
            'autoattack', 'ThreeChannels', 'ta']
 
 # %% ../../nbs/attacks/23_autoattack.ipynb #c002
+from ..core import InputError, derive_seed
 import inspect
 
 import torch
 from torch import nn
 
-from ..core import InputError, derive_seed
 from .threat import PARTS, PRESETS, Threat, attack
 
 # %% ../../nbs/attacks/23_autoattack.ipynb #c004
@@ -21,7 +21,7 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 
-# %% ../../nbs/attacks/23_autoattack.ipynb #c012
+# %% ../../nbs/attacks/23_autoattack.ipynb #c013
 def pyautoattack_part(
     part:str,         # One of `PARTS`
     model:nn.Module, classes:int, threat:Threat, seed:int, device:torch.device,
@@ -35,7 +35,7 @@ def pyautoattack_part(
     if part == "fab-t": return FABAttack_PT(model, n_iter=p["steps"], targeted=True, n_target_classes=targets, **same).perturb
     return SquareAttack(model, n_queries=p["queries"], p_init=.8, loss="margin", resc_schedule=p["rescale"], **same).perturb
 
-# %% ../../nbs/attacks/23_autoattack.ipynb #c014
+# %% ../../nbs/attacks/23_autoattack.ipynb #c015
 def torchattacks_part(
     part:str, model:nn.Module, classes:int, threat:Threat, seed:int, device:torch.device,  # As `pyautoattack_part`
 ):
@@ -49,7 +49,7 @@ def torchattacks_part(
     made.set_device(device)
     return made
 
-# %% ../../nbs/attacks/23_autoattack.ipynb #c017
+# %% ../../nbs/attacks/23_autoattack.ipynb #c018
 def run_part(
     part:str,           # One of `PARTS`
     model:nn.Module, x:torch.Tensor, y:torch.Tensor, threat:Threat,
@@ -67,31 +67,31 @@ def run_part(
     adv[right] = perturb(x[right], y[right]).detach()
     return adv
 
-# %% ../../nbs/attacks/23_autoattack.ipynb #c019
+# %% ../../nbs/attacks/23_autoattack.ipynb #c020
 @attack.named("apgd-ce")
 def apgd_ce(model, x, y, threat, *, seed, index):
     "APGD on the cross-entropy"
     return run_part("apgd-ce", model, x, y, threat, seed, index)
 
-# %% ../../nbs/attacks/23_autoattack.ipynb #c020
+# %% ../../nbs/attacks/23_autoattack.ipynb #c021
 @attack.named("apgd-t")
 def apgd_t(model, x, y, threat, *, seed, index):
     "APGD on the targeted logit ratio, one wrong class after another"
     return run_part("apgd-t", model, x, y, threat, seed, index)
 
-# %% ../../nbs/attacks/23_autoattack.ipynb #c021
+# %% ../../nbs/attacks/23_autoattack.ipynb #c022
 @attack.named("fab-t")
 def fab_t(model, x, y, threat, *, seed, index):
     "FAB: the nearest wrong point, one wrong class after another"
     return run_part("fab-t", model, x, y, threat, seed, index)
 
-# %% ../../nbs/attacks/23_autoattack.ipynb #c022
+# %% ../../nbs/attacks/23_autoattack.ipynb #c023
 @attack.named("square")
 def square(model, x, y, threat, *, seed, index):
     "Random squares, without gradients"
     return run_part("square", model, x, y, threat, seed, index)
 
-# %% ../../nbs/attacks/23_autoattack.ipynb #c025
+# %% ../../nbs/attacks/23_autoattack.ipynb #c026
 def autoattack_flags(
     parts:dict,  # Name of the part -> its flags
 ) -> torch.Tensor:
@@ -102,7 +102,7 @@ def autoattack_flags(
     if len({str(s) for s in shapes.values()}) > 1: raise InputError(f"the parts of AutoAttack must have attacked the same images, got flags of {shapes}")
     return torch.stack([parts[part].bool() for part in PARTS]).all(0)
 
-# %% ../../nbs/attacks/23_autoattack.ipynb #c031
+# %% ../../nbs/attacks/23_autoattack.ipynb #c032
 @attack
 def autoattack(model, x, y, threat, *, seed, index):
     "The four parts on all images; each image as the first part that broke it left it"
@@ -113,13 +113,13 @@ def autoattack(model, x, y, threat, *, seed, index):
         adv[broken], left = made[broken], left & ~broken
     return adv
 
-# %% ../../nbs/attacks/23_autoattack.ipynb #c036
+# %% ../../nbs/attacks/23_autoattack.ipynb #c037
 class ThreeChannels(nn.Module):
     "A model of grey images that takes three equal channels: TIFGSM of torchattacks knows nothing else"
     def __init__(self, model:nn.Module): super().__init__(); self.model, self.training = model, False
     def forward(self, x): return self.model(x.mean(1, keepdim=True))
 
-# %% ../../nbs/attacks/23_autoattack.ipynb #c037
+# %% ../../nbs/attacks/23_autoattack.ipynb #c038
 @attack
 def ta(model, x, y, threat, *, seed, index):
     "An attack of torchattacks by name"

@@ -12,7 +12,7 @@ from torch import nn
 from .pgd import ascend
 from .threat import Threat, attack
 
-# %% ../../nbs/attacks/22_cw.ipynb #c008
+# %% ../../nbs/attacks/22_cw.ipynb #c007
 def margin_loss(
     z:torch.Tensor,  # Logits [n,C]
     y:torch.Tensor,  # Labels [n]
@@ -23,7 +23,7 @@ def margin_loss(
     other = z.masked_fill(right, -torch.inf).max(1).values
     return -(z[right] - other + confidence).clamp(min=0)
 
-# %% ../../nbs/attacks/22_cw.ipynb #c012
+# %% ../../nbs/attacks/22_cw.ipynb #c011
 @attack
 def cw(
     model:nn.Module, x:torch.Tensor, y:torch.Tensor, threat:Threat,

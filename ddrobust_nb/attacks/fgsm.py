@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from .threat import Threat, attack
 
-# %% ../../nbs/attacks/20_fgsm.ipynb #c008
+# %% ../../nbs/attacks/20_fgsm.ipynb #c007
 @attack
 def uniform(
     model:nn.Module, x:torch.Tensor, y:torch.Tensor, threat:Threat,
@@ -22,12 +22,12 @@ def uniform(
     "Random noise of size eps: no attack but the control that every attack must beat"
     return (x + threat.eps_value * noise).clamp(0, 1)
 
-# %% ../../nbs/attacks/20_fgsm.ipynb #c011
+# %% ../../nbs/attacks/20_fgsm.ipynb #c010
 def cross_entropy(z:torch.Tensor, y:torch.Tensor) -> torch.Tensor:
     "Cross-entropy of each image"
     return F.cross_entropy(z, y, reduction="none")
 
-# %% ../../nbs/attacks/20_fgsm.ipynb #c012
+# %% ../../nbs/attacks/20_fgsm.ipynb #c011
 def pixel_gradient(
     model:nn.Module,
     x:torch.Tensor,      # Images [n,C,H,W]
@@ -38,7 +38,7 @@ def pixel_gradient(
     x = x.detach().requires_grad_()
     return torch.autograd.grad(loss(model(x), y).sum(), x)[0]
 
-# %% ../../nbs/attacks/20_fgsm.ipynb #c018
+# %% ../../nbs/attacks/20_fgsm.ipynb #c017
 @attack
 def fgsm(
     model:nn.Module, x:torch.Tensor, y:torch.Tensor, threat:Threat,
@@ -46,7 +46,7 @@ def fgsm(
     "One step of size eps along the sign of the gradient"
     return (x + threat.eps_value * pixel_gradient(model, x, y).sign()).clamp(0, 1)
 
-# %% ../../nbs/attacks/20_fgsm.ipynb #c021
+# %% ../../nbs/attacks/20_fgsm.ipynb #c020
 def show_adversarial(
     x:torch.Tensor,    # Images [n,C,H,W]
     adv:torch.Tensor,  # The attacked images
@@ -56,7 +56,7 @@ def show_adversarial(
     "Image, change x `scale` around grey, attacked image: one column each"
     import matplotlib.pyplot as plt
     rows = [x, (0.5 + scale * (adv - x) / 2).clamp(0, 1), adv]
-    fig, axes = plt.subplots(3, len(x), figsize=(1.1 * len(x), 3.4), dpi=80, squeeze=False)
+    fig, axes = plt.subplots(3, len(x), figsize=(1.1 * len(x), 3.4), dpi=64, squeeze=False)
     for r, images in enumerate(rows):
         for c, image in enumerate(images.cpu()):
             axes[r, c].imshow(image.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1)

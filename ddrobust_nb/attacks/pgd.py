@@ -12,7 +12,7 @@ from torch import nn
 from .fgsm import cross_entropy, pixel_gradient
 from .threat import Threat, attack
 
-# %% ../../nbs/attacks/21_pgd.ipynb #c010
+# %% ../../nbs/attacks/21_pgd.ipynb #c009
 def ascend(
     model:nn.Module, x:torch.Tensor, y:torch.Tensor,
     threat:Threat,       # eps, steps, alpha, random_start
@@ -27,7 +27,7 @@ def ascend(
         adv = (x + (moved - x).clamp(-eps, eps)).clamp(0, 1)
     return adv
 
-# %% ../../nbs/attacks/21_pgd.ipynb #c011
+# %% ../../nbs/attacks/21_pgd.ipynb #c010
 @attack
 def pgd(
     model:nn.Module, x:torch.Tensor, y:torch.Tensor, threat:Threat,

@@ -7,12 +7,12 @@ __all__ = ['BLOCK', 'STRONGER', 'WHITE_BOX', 'Evaluation', 'peak_memory', 'run_t
            'wilson', 'drop_rate', 'weaker', 'Check', 'model_checks', 'attack_checks']
 
 # %% ../../nbs/attacks/24_robustness.ipynb #c002
+from ..core import Autosave, check_int, full_precision, pick_device, progress
 import resource, sys, time
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
-from ..core import Autosave, check_int, full_precision, pick_device, progress
 from ..data import Data, as_pixels, test_subset
 from ..train import predict
 from .threat import PARTS, Threat, attack_chunks, attack_images, expand, untouched

@@ -6,8 +6,8 @@
 __all__ = ['dm_loss', 'augment_pair', 'real_batch', 'start_images', 'dm']
 
 # %% ../../nbs/distillers/12_dm.ipynb #c002
-import torch
 from ..core import Autosave, InputError, check_choice, check_int, derive_seed, generator, pick_device, progress
+import torch
 from ..augment import apply_dsa, draw_dsa, strategy_for
 from ..data import Data, as_pixels
 from ..distilled import DistilledSet, balanced, distiller, random

@@ -7,13 +7,13 @@ __all__ = ['as_signal', 'spectrum', 'log_spectrum', 'check_radius', 'low_mask', 
            'band_share', 'show_spectra']
 
 # %% ../../nbs/frequency/30_spectra.ipynb #c002
+from ..core import InputError, generator
 from dataclasses import dataclass
 from numbers import Real
 
 import torch
 import matplotlib.pyplot as plt
 
-from ..core import InputError, generator
 
 # %% ../../nbs/frequency/30_spectra.ipynb #c007
 def as_signal(

@@ -9,6 +9,7 @@ __all__ = ['PARAMETERS', 'TEXT', 'VERSIONS', 'check_types', 'given_parameters', 
            'rows_of', 'Finished', 'attack_cell', 'finish_cell', 'run_stages', 'baseline_cell', 'write_out']
 
 # %% ../../nbs/results/54_cell.ipynb #c002
+from ..core import InputError, check_choice, check_int, pick_device, unknown_name
 import ast, functools, hashlib, importlib.metadata, json, re, subprocess, time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,6 @@ from safetensors.torch import load_file, save_file
 import ddrobust_nb
 from ..attacks.robustness import Check, Evaluation, attack_checks, attacked_index, drop_rate, evaluate, model_checks
 from ..attacks.threat import Threat, threat_list
-from ..core import InputError, check_choice, check_int, pick_device, unknown_name
 from ..data import Data, as_pixels, load_data
 from ..distilled import DistilledSet, describe, distiller, load_set, own_options, save_set
 from ..distillers import dm  # enrols the distiller
@@ -112,15 +112,20 @@ def check_n_test(n_test, data:Data):
 def identify(given:dict, data:Data) -> tuple:
     "(method, ipc, ready set): of the card, of an explicit parameter, and only else of the defaults"
     ready = load_set(given["distilled"], data.spec) if given.get("distilled") else None
-    if ready and ready.spec.name != data.spec.name and (ready.spec.size, ready.spec.classes) != (data.spec.size, data.spec.classes):
+    if ready and ready.spec.name != data.spec.name and not data.spec.name.startswith("folder:"):
         raise InputError(f"the set at {given['distilled']} is of {ready.spec.name}, the dataset is {data.spec.name}: set dataset to {ready.spec.name}")
     card = {"method": ready.method, "ipc": ready.ipc} if ready else _checkpoint_card(given.get("checkpoint", ""))
-    default = {"method": "unknown", "ipc": None} if card is not None else PARAMETERS
-    method, ipc = (given.get(n, (card or {}).get(n) or default[n]) for n in ("method", "ipc"))
-    if card is None or given.get("method"): check_choice("method", method, [*distiller, "unknown"])
-    return method, None if method == "whole" else ipc, ready
+    if card is None: return _known_method(given | {n: given.get(n, PARAMETERS[n]) for n in ("method", "ipc")})
+    method, ipc = (given[n] if n in given else card.get(n) for n in ("method", "ipc"))
+    if ipc is not None: check_int("ipc", ipc, 1)
+    if method and not re.fullmatch(r"[\w.+-]+", method): raise InputError(f"method names what made the set, in letters, digits and . + - _, got {method!r}")
+    return method or "unknown", ipc, ready
 
 # %% ../../nbs/results/54_cell.ipynb #c027
+def _known_method(p):
+    method = check_choice("method", p["method"], distiller)
+    return method, None if method == "whole" else p["ipc"], None
+
 def _checkpoint_card(checkpoint):
     if not checkpoint: return None
     path = Path(checkpoint).expanduser()

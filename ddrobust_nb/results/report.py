@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 from ..attacks.robustness import wilson
 from ..core import InputError
-from .paper import paper_row
+from .paper import METHODS, paper_row
 from .store import write_json
 
 # %% ../../nbs/results/53_report.ipynb #c005
@@ -108,7 +108,7 @@ def attack_label(attack:str, steps=None, preset:str="") -> str:
 # %% ../../nbs/results/53_report.ipynb #c018
 def paper_text(dataset, method, ipc, attack, eps_255=None, steps=None) -> str:
     "The paper's number for a setting, in percent; a dash where it has none, a star where the number is doubtful"
-    known = (eps_255 is None or eps_255 >= 0.1) and not str(method) == "unknown"
+    known = method in METHODS and (eps_255 is None or eps_255 >= 0.1)
     row = paper_row(dataset, method, ipc, attack, eps_255, steps) if known else None
     return "–" if row is None else f"{100*row.value:.2f}" + ("*" if row.note else "")
 

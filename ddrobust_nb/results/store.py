@@ -7,13 +7,13 @@ __all__ = ['stage_key', 'replacing', 'write_json', 'sha256_of', 'Store', 'write_
            'find_artefact', 'state_path', 'save_state', 'load_state', 'cached', 'find_store', 'check_writable']
 
 # %% ../../nbs/results/50_store.ipynb #c002
+from ..core import InputError
 import hashlib, json, os, shutil, tempfile, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from ..core import InputError
 
 # %% ../../nbs/results/50_store.ipynb #c007
 def stage_key(

@@ -114,8 +114,13 @@ class Network(nn.Module):
     ):
         super().__init__()
         self.normalise, self.body, self.name, self.spec = normalise, body, name, spec
+        self.register_state_dict_post_hook(_usual_layout)
     def forward(self, x): return self.body(self.normalise(x))
     def denormalise(self, z): return self.normalise.inverse(z)
+
+def _usual_layout(net, state, prefix, metadata):
+    "Files hold weights in the usual memory order, whatever order the network computes in"
+    for key, value in state.items(): state[key] = value.contiguous()
 
 # %% ../nbs/foundations/03_networks.ipynb #c051
 network = Registry("network")

@@ -95,7 +95,7 @@ class History:
 # %% ../nbs/foundations/04_train.ipynb #c027
 def weights(net) -> dict:
     "A copy of the weights on the CPU; a copy, because `state_dict` shares memory with the network that goes on training"
-    return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in net.state_dict().items()}
+    return {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
 
 # %% ../nbs/foundations/04_train.ipynb #c032
 class _Run:

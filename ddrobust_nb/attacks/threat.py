@@ -40,8 +40,8 @@ def write_size(
 # %% ../../nbs/attacks/19_threat.ipynb #c011
 PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")  # The four parts of AutoAttack
 PRESETS = {  # steps: of APGD and FAB; targets: None is all other classes; chunk: images attacked together
-    "aa-standard": dict(library="pyautoattack", steps=100, targets=9, queries=5000, rescale=False, chunk=128, note=""),
-    "aa-paper": dict(library="torchattacks", steps=10, targets=None, queries=5000, rescale=True, chunk=128, note=""),
+    "aa-standard": dict(library="pyautoattack", steps=100, targets=9, queries=5000, rescale=False, chunk=32, note=""),
+    "aa-paper": dict(library="torchattacks", steps=10, targets=None, queries=5000, rescale=True, chunk=32, note=""),
     "aa-quick": dict(library="pyautoattack", steps=10, targets=3, queries=300, rescale=True, chunk=128,
                      note="reduced: an upper bound of robust accuracy"),
 }

@@ -66,9 +66,10 @@ test: $(VENV)/.installed-dev
 	$(TOOK)
 
 test-slow: $(VENV)/.installed-dev
-	@flags=slow; $(VENV)/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' && flags="slow gpu"; \
+	@flags="slow" marks="slow and not gpu"; \
+	if $(VENV)/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then flags="slow gpu" marks="slow or gpu"; fi; \
 	$(STEP) "slow notebook tests" "nbdev_test --n_workers 0 --timing --flags '$$flags'" && \
-	$(STEP) "slow pytest" "python -m pytest --durations 10 -m '$$(echo $$flags | sed 's/ / or /')'"
+	$(STEP) "slow pytest" "python -m pytest --durations 10 -m '$$marks'"
 	$(TOOK)
 
 docs: $(VENV)/.installed-dev

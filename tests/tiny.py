@@ -1,12 +1,14 @@
-"Small things that several test files need: data of three classes, and a state as the store would give it back."
+"Small things that several test files need: data of three classes, a cell of them, a state as the store would give it back."
 import io
 import random
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
 
 from ddrobust_nb.core import generator
 from ddrobust_nb.data import Spec, make_data
+from ddrobust_nb.results.cell import plan_cell
 
 NETWORK = "ConvNetD3-w8"
 
@@ -40,3 +42,27 @@ def global_randomness():
 def scramble(seed):
     "Another state for every global generator"
     torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
+
+
+def tiny_cell(store, **given):
+    "A cell of `tiny`, planned like any other, whose training is cut short; the dataset has to be registered"
+    usual = dict(method="dm", dataset="tiny", network=NETWORK, distill_network=NETWORK, attacks="fgsm@8/255,pgd@8/255@3", n_test=9, n_models=2, device="cpu", store=str(store))
+    if {**usual, **given}["method"] == "dm": usual["options"] = dict(iterations=4, batch_real=6)
+    cell = plan_cell(**usual | given)
+    return replace(cell, recipe=replace(cell.recipe, epochs=12, lr=0.1, check_every=3, check_n=0))
+
+
+def measured(rows):
+    "Rows without what differs from run to run"
+    return [{k: v for k, v in asdict(r).items() if k not in ("seconds", "peak_mb")} for r in rows]
+
+
+def same_results(a, b):
+    "Two finished cells: the same images, weights, flags and rows, to the bit"
+    assert torch.equal(a.distilled.dset.images, b.distilled.dset.images) and torch.equal(a.distilled.dset.labels, b.distilled.dset.labels)
+    for m, n in zip(a.models, b.models, strict=True):
+        p, q = m.model.state_dict(), n.model.state_dict()
+        assert p.keys() == q.keys() and all(torch.equal(p[k], q[k]) for k in p)
+        assert torch.equal(m.right, n.right) and (m.clean_last, m.clean_best, m.history.accuracy) == (n.clean_last, n.clean_best, n.history.accuracy)
+    for d, e in zip(sum(a.evaluations, []), sum(b.evaluations, []), strict=True): assert torch.equal(d.flags, e.flags) and torch.equal(d.index, e.index)
+    assert measured(a.rows) == measured(b.rows)

@@ -8,7 +8,7 @@ __all__ = ['distiller', 'SHARED', 'DistilledSet', 'show_images', 'hard_labels', 
            'herding', 'whole']
 
 # %% ../nbs/foundations/05_distilled.ipynb #c002
-from .core import InputError, Registry, check_int, generator, pick_device, unknown_name
+from .core import InputError, Registry, check_int, derive_seed, generator, pick_device, unknown_name
 import functools, inspect, json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -170,13 +170,14 @@ def _check_request(f, data, ipc, options):
     if f.__name__ != "whole":
         check_int("ipc", ipc, 1, min(map(len, data.per_class)), f"the images of the smallest class of {data.spec.name}")
     check_int("seed", options.get("seed", 0), 0)
+    pick_device(options.get("device", "auto"))
     known = [p for p in inspect.signature(f).parameters if p not in ("data", "ipc")]
     for name in options:
         if name not in known: raise unknown_name(f"option of {f.__name__}", name, known)
 
 def _check_result(dset, data, ipc):
     check_set(dset)
-    if ipc is None or dset.labels is None: return dset
+    if dset.ipc is None or dset.labels is None: return dset
     count = torch.bincount(hard_labels(dset), minlength=data.spec.classes)
     if (count != ipc).any(): raise ArithmeticError(f"{dset.method} returned {count.tolist()} images per class, {ipc} each were asked for")
     return dset
@@ -222,7 +223,7 @@ def kmeans(
     chosen = []
     for k, c in enumerate(data.per_class):
         x = as_pixels(data.train_images[c]).flatten(1)
-        centres = torch.from_numpy(KMeans(ipc, n_init=1, random_state=seed).fit(x.numpy()).cluster_centers_).to(x)
+        centres = torch.from_numpy(KMeans(ipc, n_init=1, random_state=derive_seed(seed, "kmeans", k) % 2**32).fit(x.numpy()).cluster_centers_).to(x)
         chosen.append(c[_nearest_distinct(torch.cdist(centres, x))])
     return DistilledSet(data.spec, as_pixels(data.train_images[torch.cat(chosen)]), balanced(data, ipc), "kmeans", ipc, seed)
 

@@ -7,6 +7,7 @@ __all__ = ['Recipe', 'lr_at', 'batches', 'predict', 'accuracy', 'training_labels
 
 # %% ../nbs/foundations/04_train.ipynb #c002
 from .core import Autosave, InputError, check_choice, check_int, generator, pick_device, progress
+import copy
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -38,7 +39,7 @@ def lr_at(
     epoch:int,  # From 0
 ) -> float:
     "Learning rate in one epoch"
-    return recipe.lr * 0.1 ** (epoch // (recipe.decay_every or max(1, recipe.epochs // 2)))
+    return recipe.lr / 10 ** (epoch // (recipe.decay_every or max(1, recipe.epochs // 2)))
 
 # %% ../nbs/foundations/04_train.ipynb #c013
 def batches(
@@ -105,8 +106,8 @@ class _Run:
         self.loss, self.seen = torch.zeros((), device=device), 0   # summed loss and images since the last look
         self.opt = torch.optim.SGD(net.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
     def state(self):
-        return dict(epoch=self.epoch, batch=self.batch, loss=self.loss.cpu(), seen=self.seen, net=weights(self.net),
-                    opt=self.opt.state_dict(), history=vars(self.history))
+        return dict(epoch=self.epoch, batch=self.batch, loss=self.loss.cpu().clone(), seen=self.seen, net=weights(self.net),
+                    opt=copy.deepcopy(self.opt.state_dict()), history=copy.deepcopy(vars(self.history)))
     def load(self, state):
         self.epoch, self.batch, self.seen = state["epoch"], state["batch"], state["seen"]
         self.loss, self.history = state["loss"].to(self.loss.device), History(**state["history"])
@@ -125,9 +126,13 @@ def _step(run, recipe, images, labels, index, seed):
     run.seen, run.batch = run.seen + len(index), run.batch + 1
 
 # %% ../nbs/foundations/04_train.ipynb #c036
-def _look(run, test, device):
-    loss, h = (run.loss / run.seen).item(), run.history
+def _mean_loss(run):
+    loss = (run.loss / run.seen).item()
     if loss != loss or abs(loss) == float("inf"): raise ArithmeticError(f"the training loss is {loss} at epoch {run.epoch}: use a smaller lr")
+    return loss
+
+def _look(run, test, device):
+    loss, h = _mean_loss(run), run.history
     seen = accuracy(run.net.eval(), *test, device)
     if not h.accuracy or seen > max(h.accuracy): h.best = weights(run.net)
     h.epochs.append(run.epoch), h.loss.append(loss), h.accuracy.append(seen)
@@ -189,7 +194,7 @@ def fit(
                 _step(run, recipe, images, labels, index, seed)
                 autosave(run.state)
             due = run.epoch == recipe.epochs - 1 or (recipe.check_every and (run.epoch + 1) % recipe.check_every == 0)
-            note = f"test {_look(run, look, device):.1%}" if look and due else ""
+            note = "" if not due else f"test {_look(run, look, device):.1%}" if look else f"loss {_mean_loss(run):.3f}"
             run.epoch, run.batch = run.epoch + 1, 0
             bar.step(note=note)
     return _finish(run, recipe)

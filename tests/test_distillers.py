@@ -65,6 +65,15 @@ def test_whole_is_the_training_set(data):
     assert torch.equal(dset.images, data.train_images) and torch.equal(dset.labels, data.train_labels)
 
 
+@pytest.mark.parametrize("name", sorted(CHOOSING | {"herding"}))
+def test_images_that_are_chosen_are_of_their_class_and_not_twice(name, data):
+    dset = distil(name, data, 5)
+    for k, c in enumerate(data.per_class):
+        own = {x.numpy().tobytes() for x in as_pixels(data.train_images[c])}
+        chosen = {x.numpy().tobytes() for x in dset.images[dset.labels == k]}
+        assert len(chosen) == 5 and chosen <= own
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_the_card_names_every_option(name, data):
     "Else two sets could not be told apart by what is stored with them"

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -233,7 +232,7 @@ def test_ready_set_and_model(run):
 @pytest.mark.slow
 def test_unknown_set_and_model(run):
     "Without a card: unknown and null, never the defaults"
-    for name, file in (("distilled", "set-dm/set.safetensors"), ("checkpoint", "model-dm-seed300.safetensors")):
+    for name, file in (("distilled", "set-random/set.safetensors"), ("checkpoint", "model-random-seed300.safetensors")):
         (run / "bare.safetensors").write_bytes((run / "out ü" / file).read_bytes())
         out = run / f"bare {name}"
         done = papermill(NOTEBOOK.name, run / f"bare {name}.ipynb", "-p", name, run / "bare.safetensors", "-p", "network", "ConvNetD3-w16", "-p", "n_models", 1, "-p", "attacks", "none",

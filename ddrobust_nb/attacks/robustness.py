@@ -8,7 +8,7 @@ __all__ = ['BLOCK', 'STRONGER', 'WHITE_BOX', 'Evaluation', 'peak_memory', 'run_t
 
 # %% ../../nbs/attacks/24_robustness.ipynb #c002
 from ..core import Autosave, check_int, full_precision, pick_device, progress
-import resource, sys, time
+import copy, resource, sys
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
@@ -67,7 +67,7 @@ def run_threat(
                 for name in ("gradients", "forwards", "seconds"): state[name] += getattr(out, name)
                 state["done"] += len(where)
                 bar.step(len(where), f"{out.flags.double().mean().item():.0%} of the last {len(where)} hold")
-                autosave(lambda: state)
+                autosave(lambda: copy.deepcopy(state))
     return Evaluation(threat, index, state["flags"], state["gradients"], state["forwards"], state["seconds"], peak_memory(pick_device(device)), tuple(state["warnings"]))
 
 # %% ../../nbs/attacks/24_robustness.ipynb #c015

@@ -7,6 +7,8 @@ __all__ = ['dm_loss', 'augment_pair', 'real_batch', 'start_images', 'dm']
 
 # %% ../../nbs/distillers/12_dm.ipynb #c002
 from ..core import Autosave, InputError, check_choice, check_int, derive_seed, generator, pick_device, progress
+import copy
+
 import torch
 from ..augment import apply_dsa, draw_dsa, strategy_for
 from ..data import Data, as_pixels
@@ -107,7 +109,7 @@ def dm(
             if look: _check_loss(loss, it)
             if look and watch: watch(it, loss.item(), net.denormalise(z.detach().cpu().flatten(0, 1)))
             bar.step(note=f"loss {loss.item():.1f}" if look else "")
-            autosave(lambda: dict(iteration=it + 1, images=z.detach().cpu(), optimiser=optimiser.state_dict()))
+            autosave(lambda: dict(iteration=it + 1, images=z.detach().cpu().clone(), optimiser=copy.deepcopy(optimiser.state_dict())))
     pixels = net.denormalise(z.detach().cpu().flatten(0, 1))
     return DistilledSet(data.spec, pixels, balanced(data, ipc), "dm", ipc, seed, config)
 

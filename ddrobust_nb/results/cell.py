@@ -10,18 +10,17 @@ __all__ = ['PARAMETERS', 'TEXT', 'VERSIONS', 'check_types', 'given_parameters', 
 
 # %% ../../nbs/results/54_cell.ipynb #c002
 from ..core import InputError, check_choice, check_int, pick_device, unknown_name
-import ast, functools, hashlib, importlib.metadata, json, re, subprocess, time
+import ast, functools, hashlib, importlib, importlib.metadata, json, pkgutil, re, subprocess, time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-import ddrobust_nb
+import ddrobust_nb, ddrobust_nb.distillers
 from ..attacks.robustness import Check, Evaluation, attack_checks, attacked_index, drop_rate, evaluate, model_checks
 from ..attacks.threat import Threat, threat_list
 from ..data import Data, as_pixels, load_data
 from ..distilled import DistilledSet, describe, distiller, load_set, own_options, save_set
-from ..distillers import dm  # enrols the distiller
 from ..networks import make_network
 from ..protocols import PROTOCOLS, Protocol, preset_options, protocol_for, recipe_for
 from .report import Result, write_results
@@ -29,11 +28,14 @@ from .store import Store, cached, check_writable, find_store, sha256_of, stage_k
 from ..train import History, Recipe, fit, predict
 
 # %% ../../nbs/results/54_cell.ipynb #c005
+for _module in pkgutil.iter_modules(ddrobust_nb.distillers.__path__): importlib.import_module(f"ddrobust_nb.distillers.{_module.name}")
+
+# %% ../../nbs/results/54_cell.ipynb #c008
 PARAMETERS = dict(method="dm", ipc=1, dataset="digits", data_root="", network="auto", distill_network="auto", protocol="quick", options={}, attacks="auto",
                   n_test=None, n_models=None, select="auto", seed=0, device="auto", distilled="", checkpoint="", store="", out="")
 TEXT = ("method", "dataset", "data_root", "network", "distill_network", "protocol", "attacks", "select", "device", "distilled", "checkpoint", "store", "out")
 
-# %% ../../nbs/results/54_cell.ipynb #c007
+# %% ../../nbs/results/54_cell.ipynb #c010
 def check_types(given:dict):
     "Refuse unknown names and values of the wrong kind"
     for name, value in given.items():
@@ -47,7 +49,7 @@ def check_types(given:dict):
 
 def _hint(name, value): return f"; papermill turned it into a number, use -r {name} {value}" if isinstance(value, (int, float)) and not isinstance(value, bool) else ""
 
-# %% ../../nbs/results/54_cell.ipynb #c010
+# %% ../../nbs/results/54_cell.ipynb #c013
 def given_parameters(
     namespace:dict,  # `globals()` of the notebook
 ) -> dict:
@@ -59,7 +61,7 @@ def given_parameters(
     check_types(given | by_hand)
     return given | by_hand
 
-# %% ../../nbs/results/54_cell.ipynb #c014
+# %% ../../nbs/results/54_cell.ipynb #c017
 @dataclass(frozen=True)
 class Cell:
     "One cell of the benchmark, ready to run"
@@ -84,10 +86,10 @@ class Cell:
     dataset = property(lambda self: self.data.spec.name)
     name = property(lambda self: f"{self.dataset}, {self.method}" + (f", ipc {self.ipc}" if self.ipc else ""))
 
-# %% ../../nbs/results/54_cell.ipynb #c016
+# %% ../../nbs/results/54_cell.ipynb #c019
 VERSIONS = {"distil": 1, "train": 1, "attack": 1}
 
-# %% ../../nbs/results/54_cell.ipynb #c018
+# %% ../../nbs/results/54_cell.ipynb #c021
 def complete_options(method:str, protocol:str, dataset:str, ipc:int, options:dict) -> dict:
     "Every option of a distiller, with its value"
     own = {n: v for n, v in own_options(method).items() if n != "watch"}
@@ -96,19 +98,19 @@ def complete_options(method:str, protocol:str, dataset:str, ipc:int, options:dic
         if isinstance(value, bool) != isinstance(own[name], bool): raise InputError(f"option {name} must be like its default {own[name]!r}, got {value!r}")
     return own | preset_options(protocol, method, dataset, ipc) | options
 
-# %% ../../nbs/results/54_cell.ipynb #c021
+# %% ../../nbs/results/54_cell.ipynb #c024
 def check_network(name:str, data:Data) -> str:
     "The full name of a network for these data, without making its weights"
     return make_network(name, data.spec, device="meta").name
 
-# %% ../../nbs/results/54_cell.ipynb #c023
+# %% ../../nbs/results/54_cell.ipynb #c026
 def check_n_test(n_test, data:Data):
     "Refuse more images than there are, and fewer than there are classes"
     have, classes = len(data.test_labels), data.spec.classes
     if n_test is not None and not classes <= n_test <= have:
         raise InputError(f"n_test must lie between {classes} (the classes of {data.spec.name}) and {have} (its test images), got {n_test}")
 
-# %% ../../nbs/results/54_cell.ipynb #c026
+# %% ../../nbs/results/54_cell.ipynb #c029
 def identify(given:dict, data:Data) -> tuple:
     "(method, ipc, ready set): of the card, of an explicit parameter, and only else of the defaults"
     ready = load_set(given["distilled"], data.spec) if given.get("distilled") else None
@@ -121,7 +123,7 @@ def identify(given:dict, data:Data) -> tuple:
     if method and not re.fullmatch(r"[\w.+-]+", method): raise InputError(f"method names what made the set, in letters, digits and . + - _, got {method!r}")
     return method or "unknown", ipc, ready
 
-# %% ../../nbs/results/54_cell.ipynb #c027
+# %% ../../nbs/results/54_cell.ipynb #c030
 def _known_method(p):
     method = check_choice("method", p["method"], distiller)
     return method, None if method == "whole" else p["ipc"], None
@@ -130,10 +132,11 @@ def _checkpoint_card(checkpoint):
     if not checkpoint: return None
     path = Path(checkpoint).expanduser()
     if not path.is_file(): raise InputError(f"checkpoint {checkpoint} is not a file: give the .safetensors file of a model")
-    card = path.with_suffix(".json")
-    return json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
+    if not (card := path.with_suffix(".json")).is_file(): return {}
+    try: return dict(json.loads(card.read_text(encoding="utf-8")))
+    except (ValueError, TypeError): raise InputError(f"the card {card} of the checkpoint is not a JSON object: mend it or remove it") from None
 
-# %% ../../nbs/results/54_cell.ipynb #c028
+# %% ../../nbs/results/54_cell.ipynb #c031
 def plan_cell(
     **given,  # Any of `PARAMETERS`
 ) -> Cell:
@@ -151,7 +154,7 @@ def plan_cell(
     data = load_data(p["dataset"], p["data_root"])
     return _complete(given, p, device, threats, store, data)
 
-# %% ../../nbs/results/54_cell.ipynb #c029
+# %% ../../nbs/results/54_cell.ipynb #c032
 def _complete(given, p, device, threats, store, data):
     method, ipc, ready = identify(given, data)
     if method != "whole" and not (ready or p["checkpoint"]):
@@ -160,6 +163,7 @@ def _complete(given, p, device, threats, store, data):
     n_test = p["n_test"] if p["n_test"] is not None else protocol.n_test
     if n_test is not None and p["n_test"] is None: n_test = min(n_test, len(data.test_labels))
     check_n_test(n_test, data)
+    _check_threats(threats, data)
     network, distill_network = (check_network(p[n], data) for n in ("network", "distill_network"))
     options = {} if ready or p["checkpoint"] else complete_options(method, protocol.name, data.spec.name, ipc, p["options"])
     recipe = recipe_for(protocol, method, data.spec, ipc, p["select"])
@@ -167,6 +171,10 @@ def _complete(given, p, device, threats, store, data):
                 1 if p["checkpoint"] else p["n_models"] or protocol.models, p["seed"], str(device), ready, p["checkpoint"], store, Path(), "")
     key = stage_key("cell", 1, cell_config(cell), [data.fingerprint])
     return replace(cell, key=key, out=_out_folder(p["out"], store, cell, key))
+
+def _check_threats(threats, data):
+    if data.spec.classes < 4 and any(t.attack in ("apgd-t", "autoattack") for t in threats):
+        raise InputError(f"APGD-T, and so AutoAttack, needs at least 4 classes, {data.spec.name} has {data.spec.classes}: choose other attacks, such as attacks='fgsm@2/255,pgd@2/255@10,fab-t@2/255'")
 
 def _out_folder(out, store, cell, key):
     name = re.sub(r"[^\w.-]+", "_", cell.dataset)
@@ -178,7 +186,7 @@ def _out_folder(out, store, cell, key):
     if other.get("key") != key: raise InputError(f"out={out} holds another cell ({other.get('name')}): choose another out, or remove that folder")
     return out
 
-# %% ../../nbs/results/54_cell.ipynb #c030
+# %% ../../nbs/results/54_cell.ipynb #c033
 def cell_config(cell:Cell) -> dict:
     "What makes this cell different from others, as JSON"
     ready = hashlib.sha256(cell.ready.images.numpy().tobytes()).hexdigest() if cell.ready else ""
@@ -186,7 +194,7 @@ def cell_config(cell:Cell) -> dict:
                 recipe=asdict(cell.recipe), options=cell.options, threats=[asdict(t) for t in cell.threats], n_test=cell.n_test, n_models=cell.n_models, seed=cell.seed,
                 ready=ready, checkpoint=sha256_of(Path(cell.checkpoint).expanduser()) if cell.checkpoint else "")
 
-# %% ../../nbs/results/54_cell.ipynb #c032
+# %% ../../nbs/results/54_cell.ipynb #c035
 def summary(cell:Cell) -> str:
     "A cell in a few lines of Markdown"
     p, n = cell.protocol, cell.n_test or len(cell.data.test_labels)
@@ -198,24 +206,25 @@ def summary(cell:Cell) -> str:
         f"- attacks: {len(cell.threats)} settings on {n} of {len(cell.data.test_labels)} test images: {', '.join(map(str, cell.threats)) or 'none'}",
         f"- seed {cell.seed}, device {cell.device}, data {cell.data.fingerprint}, key {cell.key}"])
 
-# %% ../../nbs/results/54_cell.ipynb #c037
+# %% ../../nbs/results/54_cell.ipynb #c040
 @dataclass(frozen=True)
 class Distilled:
     "A distilled set and its key"
-    dset: DistilledSet
+    dset: DistilledSet  # None where a model was given
     key: str
 
-# %% ../../nbs/results/54_cell.ipynb #c038
+# %% ../../nbs/results/54_cell.ipynb #c041
 def distil_cell(cell:Cell) -> Distilled:
-    "The distilled set of a cell: given, or from the store, or made now"
+    "The distilled set of a cell: given, or from the store, or made now; none where a model was given"
     config = dict(method=cell.method, ipc=cell.ipc, seed=cell.seed, network=cell.distill_network, options=cell.options)
     key = stage_key("distil", VERSIONS["distil"], config, [cell.data.fingerprint])
     if cell.ready: return Distilled(cell.ready, cell_config(cell)["ready"][:16])
+    if cell.checkpoint: return Distilled(None, "")   # a model was given: nobody needs the set
     make = lambda state, save: distiller[cell.method](cell.data, cell.ipc, seed=cell.seed, device=cell.device, network=cell.distill_network, **cell.options, state=state, save=save)
     if cell.method == "whole": return Distilled(make(None, None), key)   # the data themselves: nothing to keep
     return Distilled(cached(cell.store, "distil", key, config, make, save_set, load_set), key)
 
-# %% ../../nbs/results/54_cell.ipynb #c042
+# %% ../../nbs/results/54_cell.ipynb #c045
 @dataclass(frozen=True)
 class Trained:
     "A model and what is known of it"
@@ -228,7 +237,7 @@ class Trained:
     key: str
     clean = property(lambda self: self.right.double().mean().item(), doc="clean accuracy on the whole test set")
 
-# %% ../../nbs/results/54_cell.ipynb #c043
+# %% ../../nbs/results/54_cell.ipynb #c046
 def _right(net, data, device): return predict(net, data.test_images, device) == data.test_labels
 
 def _write_model(net, folder, data, device, card):
@@ -245,7 +254,7 @@ def _with(net, weights, f):
     net.load_state_dict(weights)
     return f()
 
-# %% ../../nbs/results/54_cell.ipynb #c044
+# %% ../../nbs/results/54_cell.ipynb #c047
 def _read_model(folder, cell, seed, key):
     h = json.loads((folder/"training.json").read_text(encoding="utf-8"))
     right = {k: v.bool() for k, v in load_file(folder/"right.safetensors").items()}
@@ -255,7 +264,7 @@ def _read_model(folder, cell, seed, key):
     share = {k: v.double().mean().item() for k, v in right.items()}
     return Trained(net, seed, right[chosen], share["last"], share["best"], History(h["epochs"], h["loss"], h["accuracy"]), key)
 
-# %% ../../nbs/results/54_cell.ipynb #c046
+# %% ../../nbs/results/54_cell.ipynb #c049
 def train_one(cell:Cell, distilled:Distilled, seed:int) -> Trained:
     "One student of a cell: from the store, or trained now"
     config = dict(network=cell.network, recipe=asdict(cell.recipe), seed=seed)
@@ -265,14 +274,14 @@ def train_one(cell:Cell, distilled:Distilled, seed:int) -> Trained:
     write = lambda net, folder: _write_model(net, folder, cell.data, cell.device, dict(method=cell.method, ipc=cell.ipc, network=cell.network, seed=seed))
     return cached(cell.store, "train", key, config, make, write, lambda folder: _read_model(folder, cell, seed, key))
 
-# %% ../../nbs/results/54_cell.ipynb #c048
+# %% ../../nbs/results/54_cell.ipynb #c051
 def train_cell(cell:Cell, distilled:Distilled) -> list:
     "All students of a cell, or the one model that was given"
     if cell.checkpoint: return [load_checkpoint(cell)]
     check_int("n_models", cell.n_models, 1, 100, "the seeds of students are 100 x seed + i")
     return [train_one(cell, distilled, 100 * cell.seed + i) for i in range(cell.n_models)]
 
-# %% ../../nbs/results/54_cell.ipynb #c051
+# %% ../../nbs/results/54_cell.ipynb #c054
 def load_checkpoint(cell:Cell) -> Trained:
     "The model of `checkpoint`"
     path = Path(cell.checkpoint).expanduser()
@@ -286,7 +295,7 @@ def load_checkpoint(cell:Cell) -> Trained:
     share = right.double().mean().item()
     return Trained(net, 0, right, share, share, History(), sha256_of(path)[:16])
 
-# %% ../../nbs/results/54_cell.ipynb #c054
+# %% ../../nbs/results/54_cell.ipynb #c057
 def _write_evaluation(e, folder):
     save_file({"index": e.index, "flags": e.flags.to(torch.uint8)}, folder/"flags.safetensors")
     write_json(folder/"evaluation.json", dict(gradients=e.gradients, forwards=e.forwards, seconds=e.seconds, peak_mb=e.peak_mb, warnings=list(e.warnings)))
@@ -295,19 +304,19 @@ def _read_evaluation(folder, threat):
     tensors, said = load_file(folder/"flags.safetensors"), json.loads((folder/"evaluation.json").read_text(encoding="utf-8"))
     return Evaluation(threat, tensors["index"], tensors["flags"].bool(), **{**said, "warnings": tuple(said["warnings"])})
 
-# %% ../../nbs/results/54_cell.ipynb #c055
+# %% ../../nbs/results/54_cell.ipynb #c058
 def attack_key(cell:Cell, model:Trained, threat:Threat) -> str:
     "The key of one evaluation"
     return stage_key("attack", VERSIONS["attack"], dict(threat=asdict(threat), n_test=cell.n_test, seed=cell.seed), [model.key, cell.recipe.select, cell.data.fingerprint])
 
-# %% ../../nbs/results/54_cell.ipynb #c057
+# %% ../../nbs/results/54_cell.ipynb #c060
 def attack_one(cell:Cell, model:Trained) -> list:
     "All evaluations of one model, each kept in the store as soon as it is finished"
     def keep(threat, work):
         return cached(cell.store, "attack", attack_key(cell, model, threat), asdict(threat), work, _write_evaluation, lambda folder: _read_evaluation(folder, threat))
     return evaluate(model.model, cell.data, cell.threats, n_test=cell.n_test, seed=cell.seed, device=cell.device, keep=keep)
 
-# %% ../../nbs/results/54_cell.ipynb #c059
+# %% ../../nbs/results/54_cell.ipynb #c062
 def check_one(cell:Cell, model:Trained, evaluations:list) -> list:
     "The self-checks of one model"
     index = attacked_index(cell.data, cell.n_test)[:1000]
@@ -315,14 +324,14 @@ def check_one(cell:Cell, model:Trained, evaluations:list) -> list:
     asked = model_checks(model.model, as_pixels(cell.data.test_images[index]), cell.data.test_labels[index], index, eps, seed=cell.seed, device=cell.device)
     return asked + attack_checks(evaluations)
 
-# %% ../../nbs/results/54_cell.ipynb #c062
+# %% ../../nbs/results/54_cell.ipynb #c065
 @functools.cache
 def versions() -> str:
     "The versions of this package and of the libraries whose code decides numbers"
     names = ("torch", "torchvision", "torchattacks", "pyautoattack", "numpy")
     return ", ".join([f"ddrobust_nb {ddrobust_nb.__version__}"] + [f"{n} {importlib.metadata.version(n)}" for n in names])
 
-# %% ../../nbs/results/54_cell.ipynb #c064
+# %% ../../nbs/results/54_cell.ipynb #c067
 @functools.cache
 def commit() -> str:
     "The commit of the checkout the package runs from, with -dirty when files differ; empty for an installed package"
@@ -332,20 +341,20 @@ def commit() -> str:
     try: return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.TimeoutExpired): return ""
 
-# %% ../../nbs/results/54_cell.ipynb #c065
+# %% ../../nbs/results/54_cell.ipynb #c068
 def rows_of(cell:Cell, distilled:Distilled, models:list, evaluations:list, checks:list) -> list:
     "The result rows of a cell: one per model and attack setting; one without attack per model where there is none"
     best = max(range(len(models)), key=lambda i: models[i].clean)
     nothing = Evaluation(None, attacked_index(cell.data, cell.n_test), torch.zeros(0))
     return [_row(cell, distilled, m, i == best, e, c) for i, (m, es, c) in enumerate(zip(models, evaluations, checks)) for e in es or [nothing]]
 
-# %% ../../nbs/results/54_cell.ipynb #c066
+# %% ../../nbs/results/54_cell.ipynb #c069
 def _row(cell, distilled, m, best, e, checks):
     t, clean_n = e.threat, m.right[e.index].double().mean().item()
     robust = e.robust if t else None
     attack = dict(attack=t.attack, preset=t.preset, norm=t.norm, eps=t.eps, eps_255=t.eps_255, steps=t.steps, alpha=t.alpha) if t else \
              dict(attack="none", preset="", norm="", eps="", eps_255=None, steps=None, alpha=None)
-    return Result(dataset=cell.dataset, method=cell.method, ipc=cell.ipc, set_seed=distilled.dset.seed, set_key=distilled.key, distill_network=cell.distill_network,
+    return Result(dataset=cell.dataset, method=cell.method, ipc=cell.ipc, set_seed=distilled.dset.seed if distilled.dset else None, set_key=distilled.key, distill_network=cell.distill_network,
                   network=cell.network, seed=m.seed, best=best, protocol=cell.protocol.name, select=cell.recipe.select, **attack,
                   n_clean=len(m.right), clean=m.clean, clean_last=m.clean_last, clean_best=m.clean_best, n=len(e.index), clean_n=clean_n, robust=robust,
                   drop_rate=drop_rate(clean_n, robust) if t else None, gradients=e.gradients, forwards=e.forwards, seconds=e.seconds, peak_mb=e.peak_mb,
@@ -354,7 +363,7 @@ def _row(cell, distilled, m, best, e, checks):
 
 def _device_name(device): return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else str(device)
 
-# %% ../../nbs/results/54_cell.ipynb #c068
+# %% ../../nbs/results/54_cell.ipynb #c071
 @dataclass(frozen=True)
 class Finished:
     "What a cell left: set, models, evaluations, checks and rows"
@@ -365,7 +374,7 @@ class Finished:
     checks: list       # One list per model
     rows: list
 
-# %% ../../nbs/results/54_cell.ipynb #c069
+# %% ../../nbs/results/54_cell.ipynb #c072
 def attack_cell(cell:Cell, models:list) -> list:
     "The evaluations of every model"
     return [attack_one(cell, m) for m in models]
@@ -375,20 +384,20 @@ def finish_cell(cell:Cell, distilled:Distilled, models:list, evaluations:list) -
     checks = [check_one(cell, m, es) for m, es in zip(models, evaluations)]
     return Finished(cell, distilled, models, evaluations, checks, rows_of(cell, distilled, models, evaluations, checks))
 
-# %% ../../nbs/results/54_cell.ipynb #c070
+# %% ../../nbs/results/54_cell.ipynb #c073
 def run_stages(cell:Cell) -> Finished:
     "All stages of a cell; what is finished comes from the store"
     distilled = distil_cell(cell)
     models = train_cell(cell, distilled)
     return finish_cell(cell, distilled, models, attack_cell(cell, models))
 
-# %% ../../nbs/results/54_cell.ipynb #c073
+# %% ../../nbs/results/54_cell.ipynb #c076
 def baseline_cell(cell:Cell) -> Cell:
     "The same cell with random real images, or None where that makes no sense"
     if cell.method in ("random", "whole") or cell.checkpoint or not cell.ipc: return None
     return replace(cell, method="random", options={}, ready=None)
 
-# %% ../../nbs/results/54_cell.ipynb #c076
+# %% ../../nbs/results/54_cell.ipynb #c079
 def write_out(
     *finished:Finished,  # The cell itself first, then what stands beside it
 ) -> list:               # All rows
@@ -403,9 +412,9 @@ def write_out(
     for f in finished: _write_models(cell.out, f)
     return rows
 
-# %% ../../nbs/results/54_cell.ipynb #c077
+# %% ../../nbs/results/54_cell.ipynb #c080
 def _write_models(out, f):
-    if not f.cell.ready and f.cell.method != "whole" and not f.cell.checkpoint: save_set(f.distilled.dset, out/f"set-{f.cell.method}")
+    if f.distilled.dset and not f.cell.ready and f.cell.method != "whole": save_set(f.distilled.dset, out/f"set-{f.cell.method}")
     for m in f.models:
         file = out/f"model-{f.cell.method}-seed{m.seed}.safetensors"
         save_file({k: v.cpu().contiguous() for k, v in m.model.state_dict().items()}, file)

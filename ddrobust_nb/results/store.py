@@ -8,7 +8,7 @@ __all__ = ['stage_key', 'replacing', 'write_json', 'sha256_of', 'Store', 'write_
 
 # %% ../../nbs/results/50_store.ipynb #c002
 from ..core import InputError
-import hashlib, json, os, shutil, tempfile, warnings
+import hashlib, io, json, os, shutil, tempfile, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +71,7 @@ class Store:
     def count(self):
         root = Path(self.root)
         stages = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-        return {p.name: n for p in stages if (n := sum((f/"card.json").is_file() for f in p.iterdir() if f.is_dir()))}
+        return {p.name: n for p in stages if (n := sum((f/"card.json").is_file() for f in p.iterdir() if f.name[0] != "."))}
 
 # %% ../../nbs/results/50_store.ipynb #c019
 def write_artefact(
@@ -102,9 +102,9 @@ def what_is_wrong(
     folder:Path,  # An artefact's folder
 ) -> str:         # Empty when nothing is
     "Why an artefact cannot be trusted"
-    try: files = json.loads((folder/"card.json").read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError) as e: return f"card.json cannot be read ({type(e).__name__})"
-    for name, sha in files.items():
+    try: files = json.loads((folder/"card.json").read_text(encoding="utf-8"))["files"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e: return f"card.json cannot be read ({type(e).__name__})"
+    for name, sha in files:
         if not (folder/name).is_file(): return f"{name} is missing"
         if sha256_of(folder/name) != sha: return f"{name} differs from its sha256 on the card"
     return ""
@@ -129,14 +129,18 @@ def state_path(store:Store, stage:str, key:str) -> Path:
 
 def save_state(store:Store, stage:str, key:str, state:dict):
     "Keep the state of unfinished work, replacing the one before"
-    with replacing(state_path(store, stage, key)) as tmp: torch.save(state, tmp)
+    torch.save(state, file := io.BytesIO())
+    with replacing(state_path(store, stage, key)) as tmp: tmp.write_bytes(hashlib.sha256(file.getbuffer()).digest() + file.getbuffer())
 
 # %% ../../nbs/results/50_store.ipynb #c029
 def load_state(store:Store, stage:str, key:str) -> dict:
     "The state of unfinished work, or None; one that cannot be read is named in a warning and dropped"
     path = state_path(store, stage, key)
     if not path.is_file(): return None
-    try: return torch.load(path, weights_only=True, map_location="cpu")
+    try:
+        raw = path.read_bytes()
+        if hashlib.sha256(raw[32:]).digest() != raw[:32]: raise ValueError("its sha256 differs")
+        return torch.load(io.BytesIO(raw[32:]), weights_only=True, map_location="cpu")
     except Exception as e:  # torch.load raises many kinds for a damaged file: all of them mean "start again"
         warnings.warn(f"damaged state {stage}/{path.name} ({type(e).__name__}); this stage starts again", DamagedArtefact, stacklevel=2)
         return None
@@ -176,8 +180,8 @@ def check_writable(
 ):
     "Refuse a folder that cannot be written to, without leaving anything behind"
     path = Path(path)
-    nearest = next(p for p in (path, *path.parents) if p.exists())
     try:
+        nearest = next(p for p in (path, *path.parents) if p.exists())
         if not nearest.is_dir(): raise NotADirectoryError(f"{nearest} is a file")
         os.close((probe := tempfile.mkstemp(dir=nearest, prefix=".ddrobust-"))[0])
         os.unlink(probe[1])

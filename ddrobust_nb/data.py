@@ -13,7 +13,7 @@ __all__ = ['CIFAR10_NAMES', 'FASHION_NAMES', 'DIGIT_NAMES', 'IMAGENET', 'specs',
            'load_data', 'dataset_table']
 
 # %% ../nbs/foundations/01_data.ipynb #c002
-from .core import InputError, Registry, check_int, generator, progress, unknown_name
+from .core import InputError, Registry, check_int, check_path, generator, progress, unknown_name
 import base64, gzip, hashlib, html, inspect, io, json, os, pickle, shutil, socket, struct, tempfile, warnings, zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-
 
 # %% ../nbs/foundations/01_data.ipynb #c005
 @dataclass(frozen=True)
@@ -209,7 +208,7 @@ def find_root(
     "The folder in which datasets are looked for; one that was asked for must exist and hold something"
     if not isinstance(data_root, (str, os.PathLike)): raise InputError(f"data_root must be the path of a folder, got {data_root!r}")
     if not str(data_root): return Path(os.environ.get("DDROBUST_DATA") or "~/.cache/ddrobust").expanduser()
-    root, advice = Path(data_root).expanduser(), "name a folder that holds the datasets, or leave data_root empty to use DDROBUST_DATA or ~/.cache/ddrobust"
+    root, advice = check_path("data_root", data_root), "name a folder that holds the datasets, or leave data_root empty to use DDROBUST_DATA or ~/.cache/ddrobust"
     try: names = [e.name for e in os.scandir(root) if not e.name.startswith(".")]
     except ValueError as error: raise InputError(f"data_root {str(root)!r} is not a path ({error}): {advice}") from None
     except FileNotFoundError: raise InputError(f"data_root {str(root)!r} does not exist: {advice}") from None
@@ -488,7 +487,8 @@ def channel_stats(
     counts = torch.stack([sum(torch.bincount(part[:, c].flatten(), minlength=256) for part in images.split(1000)) for c in range(images.shape[1])])
     share, value = counts.double() / counts.sum(1, keepdim=True), torch.arange(256).double() / 255
     mean = share @ value
-    std = (share @ value**2 - mean**2).sqrt()
+    std = (share @ value**2 - mean**2).clamp(min=0).sqrt()
+    if (std < 5e-5).any(): raise InputError("all training images are of one grey value: nothing can be learned from them")
     return tuple(round(m, 4) for m in mean.tolist()), tuple(round(s, 4) for s in std.tolist())
 
 # %% ../nbs/foundations/01_data.ipynb #c093
@@ -772,7 +772,8 @@ def load_data(
     known = isinstance(name, str) and (name.startswith("folder:") or name in dataset)
     if not known: raise unknown_name("dataset", name, [*dataset, "folder:/path"])
     root, kind, path = find_root(data_root), *name.partition(":")[::2]
-    loader, place = (image_folder, Path(path).expanduser()) if kind == "folder" else (dataset[name], root)
+    if kind == "folder" and not path.strip(): raise InputError("dataset 'folder:' names no folder: write folder:PATH, with train/<class>/* and test/<class>/* in it")
+    loader, place = (image_folder, check_path("dataset folder", path)) if kind == "folder" else (dataset[name], root)
     accepted = list(inspect.signature(loader).parameters)[1:]
     for option in options:
         if not accepted: raise InputError(f"dataset {name!r} takes no options, got {option}={options[option]!r}: leave it out")

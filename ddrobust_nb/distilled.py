@@ -8,8 +8,8 @@ __all__ = ['distiller', 'SHARED', 'DistilledSet', 'show_images', 'hard_labels', 
            'herding', 'whole']
 
 # %% ../nbs/foundations/05_distilled.ipynb #c002
-from .core import InputError, Registry, check_int, derive_seed, generator, pick_device, unknown_name
-import functools, inspect, json
+from .core import InputError, Registry, check_int, check_path, derive_seed, generator, pick_device, unknown_name
+import functools, inspect, json, re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from .data import Data, Spec, as_pixels
 from .networks import make_network
-from .train import Recipe, fit
+from .train import Recipe, check_training, fit
 
 # %% ../nbs/foundations/05_distilled.ipynb #c005
 @dataclass(frozen=True)
@@ -117,14 +117,7 @@ def save_set(
 # %% ../nbs/foundations/05_distilled.ipynb #c024
 def check_set(dset:DistilledSet) -> DistilledSet:
     "The set itself, or `InputError` when images and labels cannot be what they claim"
-    s, x, y = dset.spec, dset.images, dset.labels
-    if tuple(x.shape[1:]) != (s.channels, s.size, s.size):
-        raise InputError(f"images of a set for {s.name} must have shape [n, {s.channels}, {s.size}, {s.size}], got {list(x.shape)}")
-    if torch.is_tensor(x) and not torch.isfinite(x).all(): raise InputError("the images of the set hold values that are not numbers")
-    if y is None: return dset
-    if len(y) != len(x) or (y.ndim == 2 and y.shape[1] != s.classes) or y.ndim > 2:
-        raise InputError(f"labels must be {len(x)} classes or a [{len(x)}, {s.classes}] table of probabilities, got shape {list(y.shape)}")
-    if y.ndim == 1 and (y.min() < 0 or y.max() >= s.classes): raise InputError(f"labels must lie in 0..{s.classes - 1}, got {int(y.min())}..{int(y.max())}")
+    check_training(dset.images, dset.labels, dset.spec)
     return dset
 
 # %% ../nbs/foundations/05_distilled.ipynb #c027
@@ -133,7 +126,7 @@ def load_set(
     spec:Spec=None,  # What the images are of; needed only where there is no card
 ) -> DistilledSet:
     "Read a set, its card beside it (`x.json` beside `x.safetensors`)"
-    path = Path(path).expanduser()
+    path = check_path("distilled set", path)
     file = path/"set.safetensors" if path.is_dir() else path
     if not file.is_file(): raise InputError(f"no distilled set at {path}: expected a folder with set.safetensors, or a .safetensors file")
     try: tensors = load_file(file)
@@ -148,10 +141,19 @@ def _from_card(path, spec, images, labels):
         return DistilledSet(spec, as_pixels(images), labels)
     try: card = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e: raise InputError(f"the card {path} is not JSON ({e})") from None
+    if not isinstance(card, dict) or not isinstance(card.get("spec"), dict): raise InputError(f"the card {path} does not describe a set: it needs at least space and spec")
     if card.pop("space", None) != "pixels": raise InputError(f"the card {path} does not say space: pixels; un-normalise the images first")
     card.pop("format", None)
     s = {k: tuple(v) if isinstance(v, list) else v for k, v in card.pop("spec").items()}
-    return DistilledSet(Spec(**s), images, labels, **card)
+    try: return _plausible(DistilledSet(Spec(**s), images, labels, **card), path)
+    except TypeError as e: raise InputError(f"the card {path} does not fit ({str(e).replace('__init__()', '')}): take out what is not a field, put in what is missing") from None
+
+def _plausible(dset, path):
+    good = {"method": isinstance(dset.method, str) and re.fullmatch(r"[\w.+-]+", dset.method), "ipc": dset.ipc is None or (type(dset.ipc) is int and dset.ipc > 0),
+            "seed": type(dset.seed) is int, "config": isinstance(dset.config, dict)}
+    for name, ok in good.items():
+        if not ok: raise InputError(f"the card {path} says {name}: {getattr(dset, name)!r}, which it cannot be")
+    return dset
 
 # %% ../nbs/foundations/05_distilled.ipynb #c032
 class Distillers(Registry):
@@ -161,6 +163,7 @@ class Distillers(Registry):
         def checked(data, ipc=None, **options):
             _check_request(f, data, ipc, options)
             return _check_result(f(data, ipc, **options), data, ipc)
+        checked.check = lambda data, **options: None  # replaced by a distiller that has options to check
         return super().__call__(checked)
 
 distiller = Distillers("method")
@@ -177,7 +180,7 @@ def _check_request(f, data, ipc, options):
 
 def _check_result(dset, data, ipc):
     check_set(dset)
-    if dset.ipc is None or dset.labels is None: return dset
+    if ipc is None or dset.ipc is None or dset.labels is None: return dset
     count = torch.bincount(hard_labels(dset), minlength=data.spec.classes)
     if (count != ipc).any(): raise ArithmeticError(f"{dset.method} returned {count.tolist()} images per class, {ipc} each were asked for")
     return dset
@@ -279,6 +282,8 @@ def herding(
     net = fit(data, network=network, seed=seed, recipe=recipe, device=device, desc="network for herding", state=state, save=save)
     index = torch.cat([c[herd(embed(net, data.train_images[c], device), ipc)] for c in data.per_class])
     return DistilledSet(data.spec, as_pixels(data.train_images[index]), balanced(data, ipc), "herding", ipc, seed, dict(network=net.name, epochs=epochs))
+
+herding.check = lambda data, epochs: check_int("epochs", epochs, 1)
 
 # %% ../nbs/foundations/05_distilled.ipynb #c056
 @distiller

@@ -15,7 +15,6 @@ from fastcore.meta import delegates
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet as TorchvisionResNet
 
-
 # %% ../nbs/foundations/03_networks.ipynb #c008
 class Normalise(nn.Module):
     "Pixels in [0,1] to zero mean and unit deviation per channel; `inverse` goes back"
@@ -203,7 +202,9 @@ def make_network(
     for option in options:
         if option not in known: raise unknown_name(f"option of {f.__name__}", option, known)
     if width and "width" in options: raise InputError(f"network {name!r} names the width: leave out width={options['width']!r}")
-    with seeded(seed, "network"), torch.device("cpu"): body = f(spec, **width, **options)
+    if width: check_int("the width of a network", width["width"], 1, 4096)
+    where = "meta" if str(device) == "meta" else "cpu"
+    with seeded(seed, "network"), torch.device(where): body = f(spec, **width, **options)
     label = f.__name__ + (name[name.rindex("-w"):] if width else "")
     device = pick_device(device)
     layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format

@@ -64,7 +64,7 @@ def recipe_for(
     recipe = Recipe(epochs=epochs, decay_every=protocol.decay_every, order=protocol.order, augment=augment,
                     select=protocol.select if select == "auto" else select,
                     check_every=protocol.check_every, check_n=protocol.check_n)
-    return _whole_quick(recipe) if ipc is None and protocol.name == "quick" else recipe
+    return _whole_quick(recipe) if method == "whole" and protocol.name == "quick" else recipe
 
 def _whole_quick(recipe): return replace(recipe, epochs=5, batch=64, check_every=1)
 

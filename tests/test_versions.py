@@ -62,7 +62,8 @@ class Code:
         if hasattr(node, "name") or isinstance(node, (ast.Import, ast.ImportFrom)): return
         targets = getattr(node, "targets", []) or [getattr(node, "target", None)] * (not isinstance(node, ast.For))
         if any(isinstance(t, (ast.Name, ast.Tuple)) or isinstance(t, ast.Attribute) and "_repr" in t.attr for t in targets): return
-        for n in ast.walk(node):
+        attributes = [t.value for t in targets if isinstance(t, ast.Attribute)]   # `dm.check = ...` belongs to dm alone
+        for n in attributes or ast.walk(node):
             if isinstance(n, ast.Name) and (owner := self.resolve(module, n)) in self.nodes and (module, node) not in self.nodes[owner]: self.nodes[owner].append((module, node))
 
     def resolve(self, module, node):

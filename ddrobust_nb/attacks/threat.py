@@ -11,7 +11,7 @@ __all__ = ['PARTS', 'PRESETS', 'TORCHATTACKS', 'UNBOUNDED', 'attack', 'NAMED', '
 
 # %% ../../nbs/attacks/19_threat.ipynb #c002
 from ..core import InputError, Registry, check_choice, check_int, full_precision, generator, pick_device, unknown_name
-import copy, inspect, random, time, warnings
+import copy, inspect, random, re, time, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -31,6 +31,7 @@ def write_size(
         if isinstance(value, bool) or not isinstance(value, (str, Real)): raise ValueError
         if isinstance(value, str): text = "".join(value.split())
         else: text = f"{round(value * 255)}/255" if abs(value * 255 - round(value * 255)) < 1e-6 else repr(float(value))
+        if not re.fullmatch(r"-?(\d+(\.\d*)?|\.\d+)(e[+-]?\d{1,2}|/\d+)?", text, re.ASCII | re.IGNORECASE): raise ValueError
         size = Fraction(text)
     except (ValueError, ZeroDivisionError, OverflowError):
         raise InputError(f"{name} must be a fraction like '2/255' or a number from 0 to 1, got {value!r}") from None

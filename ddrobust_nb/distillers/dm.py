@@ -10,7 +10,7 @@ from ..core import Autosave, InputError, check_choice, check_int, derive_seed, g
 import copy
 
 import torch
-from ..augment import apply_dsa, draw_dsa, strategy_for
+from ..augment import apply_dsa, draw_dsa, parse_strategy, strategy_for
 from ..data import Data, as_pixels
 from ..distilled import DistilledSet, balanced, distiller, random
 from ..networks import make_network
@@ -94,7 +94,7 @@ def dm(
     save=None,            # Called with the state every minute
 ) -> DistilledSet:
     "Distribution matching (Zhao and Bilen, WACV 2023)"
-    _check_dm(data, iterations, batch_real, lr_img)
+    _check_dm(data, iterations=iterations, batch_real=batch_real, lr_img=lr_img, momentum=momentum, init=init, augment=augment)
     device, strategy = pick_device(device), strategy_for(data.spec) if augment == "auto" else augment
     config = dict(network=network, iterations=iterations, batch_real=batch_real, lr_img=lr_img, momentum=momentum, init=init, augment=strategy)
     net = make_network(network, data.spec)
@@ -114,11 +114,17 @@ def dm(
     return DistilledSet(data.spec, pixels, balanced(data, ipc), "dm", ipc, seed, config)
 
 # %% ../../nbs/distillers/12_dm.ipynb #c025
-def _check_dm(data, iterations, batch_real, lr_img):
+def _check_dm(data, *, iterations, batch_real, lr_img, momentum, init, augment):
     check_int("iterations", iterations, 0)
     smallest = min(map(len, data.per_class))
     check_int("batch_real", batch_real, 1, smallest, f"the images of the smallest class of {data.spec.name}")
-    if not (isinstance(lr_img, (int, float)) and lr_img > 0): raise InputError(f"lr_img must be a number above 0, got {lr_img!r}")
+    number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
+    if not (number(lr_img) and 0 < lr_img < float("inf")): raise InputError(f"lr_img must be a number above 0, got {lr_img!r}")
+    if not (number(momentum) and 0 <= momentum < 1): raise InputError(f"momentum must be a number from 0 to below 1, got {momentum!r}")
+    check_choice("init", init, ("real", "noise"))
+    if augment not in ("auto", ""): parse_strategy(augment)
+
+dm.check = _check_dm
 
 def _resume(z, optimiser, state):
     if not state: return 0

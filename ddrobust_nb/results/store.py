@@ -7,7 +7,7 @@ __all__ = ['stage_key', 'replacing', 'write_json', 'sha256_of', 'Store', 'write_
            'find_artefact', 'state_path', 'save_state', 'load_state', 'cached', 'find_store', 'check_writable']
 
 # %% ../../nbs/results/50_store.ipynb #c002
-from ..core import InputError
+from ..core import InputError, check_path
 import hashlib, io, json, os, shutil, tempfile, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,7 +90,8 @@ def write_artefact(
         files = {p.name: sha256_of(p) for p in sorted(tmp.iterdir())}
         write_json(tmp/"card.json", {**card, "stage": stage, "key": key, "files": files})
         os.chmod(tmp, 0o777 & ~_umask())
-        if final.exists(): shutil.rmtree(final)
+        if final.is_symlink() or final.is_file(): final.unlink()
+        elif final.exists(): shutil.rmtree(final)
         os.replace(tmp, final)
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return final
@@ -102,9 +103,14 @@ def what_is_wrong(
     folder:Path,  # An artefact's folder
 ) -> str:         # Empty when nothing is
     "Why an artefact cannot be trusted"
-    try: files = json.loads((folder/"card.json").read_text(encoding="utf-8"))["files"].items()
+    if not folder.is_dir(): return "it is no folder"
+    try:
+        card = json.loads((folder/"card.json").read_text(encoding="utf-8"))
+        files, key = dict(card["files"]), card["key"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e: return f"card.json cannot be read ({type(e).__name__})"
-    for name, sha in files:
+    if key != folder.name: return f"card.json is that of {key}"
+    if not files: return "card.json names no files"
+    for name, sha in files.items():
         if not (folder/name).is_file(): return f"{name} is missing"
         if sha256_of(folder/name) != sha: return f"{name} differs from its sha256 on the card"
     return ""
@@ -117,7 +123,7 @@ def find_artefact(
 ) -> Path:  # The folder, or None when there is none that can be trusted
     "The finished artefact of a key; a damaged one is named in a warning and treated as absent"
     folder = store.folder(stage, key)
-    if not folder.is_dir(): return None
+    if not (folder.exists() or folder.is_symlink()): return None
     if not (wrong := what_is_wrong(folder)): return folder
     warnings.warn(f"damaged artefact {stage}/{key}: {wrong}; it will be computed again", DamagedArtefact, stacklevel=2)
     return None
@@ -168,7 +174,7 @@ def find_store(
 ) -> Store:
     "The store to use; nothing is created"
     path = str(path) or os.environ.get("DDROBUST_STORE", "")
-    if path: return Store(Path(path).expanduser().absolute())
+    if path: return Store(check_path("store", path).absolute())
     for folder in (Path.cwd(), *Path.cwd().parents):
         if (folder/"settings.ini").is_file() and (folder/"runs").is_dir(): return Store(folder/"runs")
     return Store(Path.cwd()/"runs")
@@ -179,7 +185,7 @@ def check_writable(
     path,      # A folder, existing or not
 ):
     "Refuse a folder that cannot be written to, without leaving anything behind"
-    path = Path(path)
+    path = check_path(name, path)
     try:
         nearest = next(p for p in (path, *path.parents) if p.exists())
         if not nearest.is_dir(): raise NotADirectoryError(f"{nearest} is a file")

@@ -167,16 +167,16 @@ def plot_rows(
     "Bars: accuracy left by each attack, methods side by side; whiskers are the 95 % interval, dots the models"
     import matplotlib.pyplot as plt
     df = frame(rows)
-    settings = list(dict.fromkeys(zip(df["attack"], df["preset"], df["eps"], df["steps"].map(_none))))
+    settings = list(dict.fromkeys((r.attack, r.preset, r.eps, r.steps) for r in rows if r.attack != "none"))
     methods = list(dict.fromkeys(df["method"]))
     fig, ax = plt.subplots(figsize=(max(5, 0.62 * (len(settings) + 1)), 3.2), dpi=90)
     for i, method in enumerate(methods):
         g, shift, width = df[df["method"] == method], (i - (len(methods) - 1) / 2) * 0.8 / len(methods), 0.8 / len(methods)
         _bar(ax, 0 + shift, g.drop_duplicates("seed")["clean"], int(g["n_clean"].iloc[0]), width, f"C{i}", method)
-        for x, (attack, preset, eps, _) in enumerate(settings, 1):
-            values = g[(g["attack"] == attack) & (g["preset"] == preset) & (g["eps"] == eps)]
-            if attack != "none" and len(values): _bar(ax, x + shift, values["robust"], int(values["n"].iloc[0]), width, f"C{i}")
-    names = ["clean"] + [f"{ATTACK_LABEL.get(a, a)}\n{e}" for a, _, e, _ in settings if a != "none"]
+        for x, (attack, preset, eps, steps) in enumerate(settings, 1):
+            here = (g["attack"] == attack) & (g["preset"] == preset) & (g["eps"] == eps) & (g["steps"].isna() if steps is None else g["steps"] == steps)
+            if here.any(): _bar(ax, x + shift, g[here]["robust"], int(g[here]["n"].iloc[0]), width, f"C{i}")
+    names = ["clean"] + [f"{ATTACK_LABEL.get(a, a)}{f' {s}' if a in ('pgd', 'cw') else ''}\n{e}" for a, _, e, s in settings]
     ax.set_xticks(range(len(names)), names, fontsize=6, rotation=60)
     ax.set(ylabel="accuracy, %", ylim=(0, 100))
     ax.legend(fontsize=7)
@@ -190,7 +190,7 @@ def _bar(ax, x, values, n, width, colour, label=None):
     ax.bar(x, 100*mean, width, color=colour, alpha=0.75, label=label, yerr=[[100*(mean-low)], [100*(high-mean)]], error_kw=dict(lw=0.8, capsize=2))
     ax.plot([x] * len(values), 100*values, ".", color="black", ms=3)
 
-# %% ../../nbs/results/53_report.ipynb #c031
+# %% ../../nbs/results/53_report.ipynb #c032
 def plot_training(
     histories:dict,  # name -> `History` of a training
 ):
@@ -203,7 +203,7 @@ def plot_training(
     fig.tight_layout()
     return fig
 
-# %% ../../nbs/results/53_report.ipynb #c033
+# %% ../../nbs/results/53_report.ipynb #c034
 def save_figure(
     fig,
     folder,    # Gets `figures/NAME.png`
@@ -224,7 +224,7 @@ class _Shown:
     def _repr_png_(self): return self.png
     def __repr__(self): return "figure"
 
-# %% ../../nbs/results/53_report.ipynb #c036
+# %% ../../nbs/results/53_report.ipynb #c037
 def check_table(
     finished,  # Of `Finished`: a cell and what stands beside it
 ) -> pd.DataFrame:
@@ -235,7 +235,7 @@ def check_table(
             for c in checks: said.setdefault(c.code, []).append((c.ok, f"{f.cell.method}, seed {m.seed}: {c.text}"))
     return pd.DataFrame([{"check": code, "holds": all(ok for ok, _ in all_said), "says": next((t for ok, t in all_said if not ok), all_said[0][1])} for code, all_said in said.items()])
 
-# %% ../../nbs/results/53_report.ipynb #c038
+# %% ../../nbs/results/53_report.ipynb #c039
 def main(folder):
     "Print the table of a finished cell and where its files are"
     rows = read_results(folder)
@@ -244,7 +244,7 @@ def main(folder):
     files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.suffix in (".ipynb", ".png", ".json", ".safetensors"))
     sys.stdout.write("\n".join(out + [str(p) for p in files]) + "\n")
 
-# %% ../../nbs/results/53_report.ipynb #c040
+# %% ../../nbs/results/53_report.ipynb #c041
 if __name__ == "__main__" and "__file__" in globals():  # as a program, not in the notebook
     if len(sys.argv) != 2: sys.exit("usage: python -m ddrobust_nb.results.report FOLDER")
     try: main(sys.argv[1])

@@ -9,6 +9,7 @@ import torch
 from ddrobust_nb.core import generator
 from ddrobust_nb.data import Spec, make_data
 from ddrobust_nb.results.cell import plan_cell
+from ddrobust_nb.results.store import Store
 
 NETWORK = "ConvNetD3-w8"
 
@@ -46,7 +47,7 @@ def scramble(seed):
 
 def tiny_cell(store, **given):
     "A cell of `tiny`, planned like any other, whose training is cut short; the dataset has to be registered"
-    usual = dict(method="dm", dataset="tiny", network=NETWORK, distill_network=NETWORK, attacks="fgsm@8/255,pgd@8/255@3", n_test=9, n_models=2, device="cpu", store=str(store))
+    usual = dict(method="dm", dataset="tiny", network=NETWORK, distill_network=NETWORK, attacks="fgsm@8/255,pgd@8/255@3", n_test=9, n_models=2, device="cpu", store=str(store.root if isinstance(store, Store) else store))
     if {**usual, **given}["method"] == "dm": usual["options"] = dict(iterations=4, batch_real=6)
     cell = plan_cell(**usual | given)
     return replace(cell, recipe=replace(cell.recipe, epochs=12, lr=0.1, check_every=3, check_n=0))

@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 os.environ.setdefault("DDROBUST_QUIET", "1")
@@ -25,3 +26,12 @@ def golden():
 def data_root():
     "Folder with unpacked real images: cifar10, tiny-imagenet-200, imagenet"
     return folder("DDROBUST_DATA")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    "Networks as small as those of the tests lose time on several threads"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -19,15 +19,6 @@ LIBRARY = (*PARTS, "autoattack", "ta:MIFGSM")
 quick = lambda name, eps="16/255": Threat(name, eps, preset="aa-quick" if name in (*PARTS, "autoattack") else "")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    "Networks this small lose time on several threads"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def world(n=24, channels=1, classes=10, size=12, seed=0):
     "A random network with dropout and batch statistics, and images whose labels are its own answers, save every sixth"
     torch_state = torch.get_rng_state()

@@ -23,15 +23,6 @@ WORKING = sorted(set(METHODS) - CHOOSING)
 SHORT = dict(iterations=4, epochs=2, batch_real=6)           # Options that make any method quick, where it has them
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    "Networks this small lose time on several threads"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def data(): return tiny_data()
 

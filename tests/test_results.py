@@ -22,15 +22,6 @@ ROW = Result(dataset="digits", method="dm", ipc=1, set_seed=0, set_key="a" * 16,
              drop_rate=0.375, gradients=100, forwards=200, seconds=1.5, peak_mb=10.0, device="cpu", versions="demo 1", commit="", data_fingerprint="d" * 16, warnings=(), key="k")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    "Networks this small lose time on several threads"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def four_classes(): return tiny_data((12, 13, 14, 12))      # AutoAttack needs four
 
 

@@ -23,15 +23,6 @@ CONFIG = {"method": "dm", "ipc": 1, "options": {"lr": 1.0, "init": "real", "step
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    "Networks this small lose time on several threads; and a killed process has to give the bits of this one"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
 def tiny(monkeypatch): monkeypatch.setitem(dataset, "tiny", lambda root: tiny_data())
 
 

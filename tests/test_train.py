@@ -18,15 +18,6 @@ PAPER = Recipe(epochs=1001, decay_every=500, order="sorted")
 FEW = Recipe(epochs=3, batch=4, lr=0.05, decay_every=2, check_every=1, check_n=0, augment="color_crop_cutout_flip_scale_rotate")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    "Networks this small lose time on several threads"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def data(): return tiny_data()
 

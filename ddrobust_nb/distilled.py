@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from .data import Data, Spec, as_pixels
-from .networks import make_network
 from .train import Recipe, check_training, fit
 
 # %% ../nbs/foundations/05_distilled.ipynb #c005

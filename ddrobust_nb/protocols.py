@@ -8,7 +8,7 @@ __all__ = ['PROTOCOLS', 'NO_AUGMENTATION', 'PRESETS', 'Protocol', 'protocol_for'
 # %% ../nbs/foundations/06_protocols.ipynb #c002
 from dataclasses import dataclass, replace
 
-from .core import InputError, unknown_name
+from .core import unknown_name
 from .augment import strategy_for
 from .data import Spec
 from .train import Recipe

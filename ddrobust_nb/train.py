@@ -9,7 +9,7 @@ __all__ = ['Recipe', 'lr_at', 'batches', 'predict', 'accuracy', 'training_labels
 # %% ../nbs/foundations/04_train.ipynb #c002
 from .core import Autosave, InputError, check_choice, check_int, generator, pick_device, progress
 import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F

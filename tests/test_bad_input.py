@@ -19,7 +19,7 @@ from ddrobust_nb.data import Spec, as_pixels, load_data, make_data
 from ddrobust_nb.distilled import distiller, save_set
 from ddrobust_nb.networks import make_network
 from ddrobust_nb.results import cell as cell_module
-from ddrobust_nb.results.cell import PARAMETERS, attack_cell, distil_cell, plan_cell, run_stages, train_cell, write_out
+from ddrobust_nb.results.cell import PARAMETERS, distil_cell, plan_cell, run_stages, write_out
 from ddrobust_nb.results.report import read_results
 from ddrobust_nb.results.store import DamagedArtefact, Store, cached, write_artefact
 from ddrobust_nb.train import Recipe, fit
@@ -29,12 +29,8 @@ TINY = dict(network="ConvNetD3-w4", distill_network="ConvNetD3-w4", n_test=10, n
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
-    "No settings of this machine, and one thread: networks this small lose time on more"
+    "No settings of this machine"
     for name in ("DDROBUST_STORE", "DDROBUST_DATA", "DDROBUST_AUTOSAVE"): monkeypatch.delenv(name, raising=False)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ __all__ = ['BLOCK', 'STRONGER', 'WHITE_BOX', 'Evaluation', 'peak_memory', 'run_t
            'attack_checks']
 
 # %% ../../nbs/attacks/24_robustness.ipynb #c002
-from ..core import Autosave, InputError, check_int, full_precision, pick_device, progress
+from ..core import Autosave, InputError, pick_device, progress
 import copy, resource, sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -199,7 +199,7 @@ def _forward_checks(model, x, y):
 
 # %% ../../nbs/attacks/24_robustness.ipynb #c044
 def _pairs(evaluations):
-    "(code, should not be weaker, than this, why) for every two evaluations that can be compared"
+    "(code, one that should not be weaker, than this one) for every two evaluations that can be compared"
     for a in evaluations:
         for b in evaluations:
             s, t = a.threat, b.threat

@@ -11,17 +11,17 @@ __all__ = ['PARAMETERS', 'TEXT', 'VERSIONS', 'NEUTRAL', 'check_types', 'given_pa
 
 # %% ../../nbs/results/54_cell.ipynb #c002
 from ..core import InputError, check_choice, check_int, check_path, pick_device, unknown_name
-import ast, functools, hashlib, importlib, importlib.metadata, json, pkgutil, re, subprocess, time
-from dataclasses import asdict, dataclass, field, replace
+import ast, functools, hashlib, importlib, importlib.metadata, json, pkgutil, re, subprocess
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 import ddrobust_nb, ddrobust_nb.distillers
-from ..attacks.robustness import Check, Evaluation, attack_checks, attacked_index, drop_rate, evaluate, model_checks
+from ..attacks.robustness import Evaluation, attack_checks, attacked_index, drop_rate, evaluate, model_checks
 from ..attacks.threat import Threat, threat_list
 from ..data import Data, as_pixels, load_data
-from ..distilled import DistilledSet, describe, distiller, load_set, own_options, save_set
+from ..distilled import DistilledSet, distiller, load_set, own_options, save_set
 from ..networks import make_network
 from ..protocols import PROTOCOLS, Protocol, preset_options, protocol_for, recipe_for
 from .report import Result, write_results
@@ -238,7 +238,7 @@ def summary(cell:Cell) -> str:
     cut = " (cut down for a CPU: its numbers are not the paper's experiment)" if p.name == "quick" else ""
     options = ", ".join(f"{k} {v}" for k, v in cell.options.items() if v is not None) or "none"
     return "\n".join([f"**{cell.name}**, protocol {p.name}{cut}", "",
-        f"- set: " + ("given" if cell.ready else "none, a model was given" if cell.checkpoint else f"{cell.method} with {cell.distill_network}, options: {options}"),
+        "- set: " + ("given" if cell.ready else "none, a model was given" if cell.checkpoint else f"{cell.method} with {cell.distill_network}, options: {options}"),
         f"- training: {cell.n_models} x {cell.network}, {cell.recipe.epochs} epochs, {cell.recipe.order}, checkpoint: {cell.recipe.select}" if not cell.checkpoint else f"- model: given, {cell.network}",
         f"- attacks: {len(cell.threats)} settings on {n} of {len(cell.data.test_labels)} test images: {', '.join(map(str, cell.threats)) or 'none'}",
         f"- seed {cell.seed}, device {cell.device}, data {cell.data.fingerprint}, key {cell.key}"])

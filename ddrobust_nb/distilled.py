@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['distiller', 'SHARED', 'DistilledSet', 'show_images', 'hard_labels', 'outside', 'show_set', 'describe', 'save_set',
-           'check_set', 'load_set', 'Distillers', 'own_options', 'balanced', 'random', 'kmeans', 'herd', 'embed',
-           'herding', 'whole']
+           'check_set', 'load_set', 'show_making', 'Distillers', 'own_options', 'Upstream', 'prepare', 'balanced',
+           'random', 'kmeans', 'herd', 'embed', 'herding', 'whole']
 
 # %% ../nbs/foundations/05_distilled.ipynb #c002
 from .core import InputError, Registry, check_int, check_path, derive_seed, generator, pick_device, unknown_name
@@ -24,13 +24,13 @@ class DistilledSet:
     "Synthetic images with labels, and where they come from"
     spec: Spec
     images: torch.Tensor         # [n,C,H,W] float pixels, may leave [0,1]; uint8 or a lazy folder for real images of a whole training set
-    labels: torch.Tensor         # [n] classes; [n, classes] probabilities; None when `teacher` gives them
+    labels: torch.Tensor         # [n] classes, or [n, classes] probabilities; None where a file has none and only a teacher knows
     method: str = "unknown"
     ipc: int = None              # Images per class; None when it is not the same for all
     seed: int = 0
     config: dict = field(default_factory=dict)  # Every option the distiller ran with
     lr: float = None             # Learned step size, where the method has one
-    teacher: dict = None         # Key of a stored teacher and how it relabels
+    teacher: dict = None         # Key of a teacher network and how it relabels while a student trains
     def training(self): return self.images, self.labels
     def __len__(self): return len(self.images)
 
@@ -80,7 +80,7 @@ def show_set(
 # %% ../nbs/foundations/05_distilled.ipynb #c016
 def describe(dset:DistilledSet) -> str:
     "A set in one line"
-    kind = "labels from a teacher" if dset.labels is None else f"{'soft' if dset.labels.ndim == 2 else 'hard'} labels"
+    kind = "labels from a teacher" if dset.teacher or dset.labels is None else f"{'soft' if dset.labels.ndim == 2 else 'hard'} labels"
     facts = [f"{dset.method} on {dset.spec.name}", f"{len(dset)} images" + (f" ({dset.ipc} per class)" if dset.ipc else ""), kind, f"seed {dset.seed}"]
     if torch.is_tensor(dset.images) and dset.images.is_floating_point():
         facts.append(f"pixels {dset.images.min():.2f} to {dset.images.max():.2f}, {outside(dset.images):.1%} outside [0,1]")
@@ -100,12 +100,13 @@ DistilledSet.__repr__ = describe
 # %% ../nbs/foundations/05_distilled.ipynb #c021
 def save_set(
     dset:DistilledSet,
-    folder,  # Gets `set.safetensors` and `set.json`
+    folder,      # Gets `set.safetensors` and `set.json`
+    dtype=None,  # Of the images on disk, such as `torch.float16`; None: as they are
 ):
     "Write a set; real images of a whole training set are not copied"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {"images": dset.images.detach().cpu().contiguous()}
+    tensors = {"images": dset.images.detach().cpu().to(dtype or dset.images.dtype).contiguous()}
     if dset.labels is not None: tensors["labels"] = dset.labels.cpu().contiguous()
     save_file(tensors, folder/"set.safetensors")
     card = {"format": 1, "space": "pixels", **asdict(replace(dset, images=None, labels=None))}
@@ -131,7 +132,8 @@ def load_set(
     try: tensors = load_file(file)
     except Exception as e: raise InputError(f"{file} is not a readable safetensors file ({e})") from None
     if "images" not in tensors: raise InputError(f"{file} holds {sorted(tensors)}, but no tensor named 'images'")
-    return check_set(_from_card(file.with_suffix(".json"), spec, tensors["images"], tensors.get("labels")))
+    images = tensors["images"].float() if tensors["images"].is_floating_point() else tensors["images"]
+    return check_set(_from_card(file.with_suffix(".json"), spec, images, tensors.get("labels")))
 
 # %% ../nbs/foundations/05_distilled.ipynb #c028
 def _from_card(path, spec, images, labels):
@@ -154,20 +156,45 @@ def _plausible(dset, path):
         if not ok: raise InputError(f"the card {path} says {name}: {getattr(dset, name)!r}, which it cannot be")
     return dset
 
-# %% ../nbs/foundations/05_distilled.ipynb #c032
+# %% ../nbs/foundations/05_distilled.ipynb #c034
+def show_making(
+    folder,          # With a set, `snapshots.safetensors` and `making.json`
+    classes:int=10,  # At most so many
+):
+    "First image of each class at the start, in the middle and at the end, and the loss curve"
+    import matplotlib.pyplot as plt
+    folder, dset = Path(folder), load_set(folder)
+    stages = {**load_file(folder/"snapshots.safetensors"), "end": dset.images}
+    seen = json.loads((folder/"making.json").read_text(encoding="utf-8"))
+    names = [n for n in ("start", "middle", "end") if n in stages]
+    fig, axes = plt.subplots(len(names) + 1, 1, figsize=(7.5, 0.75 * len(names) + 2), height_ratios=[1] * len(names) + [2.2], dpi=80)
+    for ax, name in zip(axes, names):
+        first = stages[name].float()[::dset.ipc][:classes].clamp(0, 1)
+        ax.imshow(first.permute(2, 0, 3, 1).flatten(1, 2).squeeze(-1), cmap="gray")   # side by side
+        ax.set(xticks=[], yticks=[], ylabel=name)
+    axes[-1].plot(seen["iterations"], seen["loss"])
+    axes[-1].set(xlabel="iteration", ylabel="loss", title=f"{describe(dset).split(', pixels')[0]}: {seen['seconds'] / 60:.0f} min on {seen['threads']} thread{'s' * (seen['threads'] > 1)}")
+    fig.tight_layout()
+    plt.close(fig)
+    return fig
+
+# %% ../nbs/foundations/05_distilled.ipynb #c037
 class Distillers(Registry):
     "The distillers by name; as a decorator it adds one, with checks before and after"
     def __call__(self, f):
         @functools.wraps(f)
         def checked(data, ipc=None, **options):
             _check_request(f, data, ipc, options)
+            own = {n: options.get(n, default) for n, default in own_options(f.__name__).items()}
+            checked.check(data, ipc, options.get("network", "auto"), **own)
             return _check_result(f(data, ipc, **options), data, ipc)
-        checked.check = lambda data, **options: None  # replaced by a distiller that has options to check
+        checked.check = lambda data, ipc, network, **options: None  # replaced by a distiller that has options to check
+        checked.upstream = None                                     # replaced by a distiller that reads what is made once and kept
         return super().__call__(checked)
 
 distiller = Distillers("method")
 
-# %% ../nbs/foundations/05_distilled.ipynb #c033
+# %% ../nbs/foundations/05_distilled.ipynb #c038
 def _check_request(f, data, ipc, options):
     if f.__name__ != "whole":
         check_int("ipc", ipc, 1, min(map(len, data.per_class)), f"the images of the smallest class of {data.spec.name}")
@@ -179,26 +206,57 @@ def _check_request(f, data, ipc, options):
 
 def _check_result(dset, data, ipc):
     check_set(dset)
-    if ipc is None or dset.ipc is None or dset.labels is None: return dset
-    count = torch.bincount(hard_labels(dset), minlength=data.spec.classes)
+    if ipc is None or dset.ipc is None or dset.labels is None or dset.labels.ndim == 2: return dset   # probabilities may favour any class
+    count = torch.bincount(dset.labels, minlength=data.spec.classes)
     if (count != ipc).any(): raise ArithmeticError(f"{dset.method} returned {count.tolist()} images per class, {ipc} each were asked for")
     return dset
 
-# %% ../nbs/foundations/05_distilled.ipynb #c035
-SHARED = ("data", "ipc", "seed", "device", "network", "state", "save")
+# %% ../nbs/foundations/05_distilled.ipynb #c040
+SHARED = ("data", "ipc", "seed", "device", "network", "watch", "state", "save")
 
 def own_options(
     method:str,  # Name of a distiller
 ) -> dict:       # name -> default
     "The options that only this distiller has"
-    return {n: p.default for n, p in inspect.signature(distiller[method]).parameters.items() if n not in SHARED}
+    upstream = distiller[method].upstream
+    given = SHARED + ((upstream.keyword,) if upstream else ())
+    return {n: p.default for n, p in inspect.signature(distiller[method]).parameters.items() if n not in given}
 
-# %% ../nbs/foundations/05_distilled.ipynb #c037
+# %% ../nbs/foundations/05_distilled.ipynb #c042
+@dataclass(frozen=True)
+class Upstream:
+    "What a distiller reads that is made once and kept"
+    stage: str    # "expert" or "teacher": the folder of the store
+    keyword: str  # Argument of the distiller that takes the list of parts, each a dict of tensors or a path to a .safetensors file
+    configs: object  # configs(data, network, options) -> [config, ...]: one for each part, JSON values
+    make: object     # make(data, config, *, device, state, save) -> dict of tensors
+
+# %% ../nbs/foundations/05_distilled.ipynb #c044
+def prepare(
+    upstream:Upstream,
+    data:Data,
+    network:str,
+    options:dict,     # Of the distiller
+    *,
+    device="auto",
+    state:dict=None,  # What `save` was last given, by the parts or by the distiller
+    save=None,
+) -> tuple:           # The parts, and `save` for the distiller: what it saves goes beside the finished parts
+    "Make every part that a saved state does not hold"
+    done = list((state or {}).get("parts", []))
+    now = (state or {}).get("part")
+    for config in upstream.configs(data, network, options)[len(done):]:
+        keep = save and (lambda part: save({"parts": list(done), "part": part}))
+        done.append(upstream.make(data, config, device=device, state=now, save=keep))
+        now = None
+    return done, save and (lambda own: save({"parts": done, **own}))
+
+# %% ../nbs/foundations/05_distilled.ipynb #c048
 def balanced(data:Data, ipc:int) -> torch.Tensor:
     "Labels of a set with `ipc` images per class, class by class"
     return torch.arange(data.spec.classes).repeat_interleave(ipc)
 
-# %% ../nbs/foundations/05_distilled.ipynb #c039
+# %% ../nbs/foundations/05_distilled.ipynb #c050
 @distiller
 def random(
     data:Data,
@@ -211,7 +269,7 @@ def random(
     index = torch.cat([c[torch.randperm(len(c), generator=generator(seed, "random", k))[:ipc]] for k, c in enumerate(data.per_class)])
     return DistilledSet(data.spec, as_pixels(data.train_images[index]), balanced(data, ipc), "random", ipc, seed)
 
-# %% ../nbs/foundations/05_distilled.ipynb #c043
+# %% ../nbs/foundations/05_distilled.ipynb #c054
 @distiller
 def kmeans(
     data:Data,
@@ -229,7 +287,7 @@ def kmeans(
         chosen.append(c[_nearest_distinct(torch.cdist(centres, x))])
     return DistilledSet(data.spec, as_pixels(data.train_images[torch.cat(chosen)]), balanced(data, ipc), "kmeans", ipc, seed)
 
-# %% ../nbs/foundations/05_distilled.ipynb #c045
+# %% ../nbs/foundations/05_distilled.ipynb #c056
 def _nearest_distinct(distance):
     chosen = []
     for row in distance:
@@ -238,7 +296,7 @@ def _nearest_distinct(distance):
         chosen.append(int(row.argmin()))
     return torch.tensor(chosen)
 
-# %% ../nbs/foundations/05_distilled.ipynb #c049
+# %% ../nbs/foundations/05_distilled.ipynb #c060
 def herd(
     features:torch.Tensor,  # [n, d] features of one class
     k:int,                  # How many to pick
@@ -253,7 +311,7 @@ def herd(
         total, free[best] = total + features[best], float("inf")
     return torch.stack(chosen).cpu()
 
-# %% ../nbs/foundations/05_distilled.ipynb #c051
+# %% ../nbs/foundations/05_distilled.ipynb #c062
 @torch.no_grad()
 def embed(
     net,
@@ -264,7 +322,7 @@ def embed(
     "Features of the last layer but one"
     return torch.cat([net.body.embed(net.normalise(as_pixels(images[i:i+batch]).to(device))) for i in range(0, len(images), batch)])
 
-# %% ../nbs/foundations/05_distilled.ipynb #c053
+# %% ../nbs/foundations/05_distilled.ipynb #c064
 @distiller
 def herding(
     data:Data,
@@ -277,14 +335,14 @@ def herding(
     state=None, save=None,
 ) -> DistilledSet:
     "Real images whose features follow the mean of their class"
-    device, recipe = pick_device(device), Recipe(epochs=check_int("epochs", epochs, 1), check_every=0)
+    device, recipe = pick_device(device), Recipe(epochs=epochs, check_every=0)
     net = fit(data, network=network, seed=seed, recipe=recipe, device=device, desc="network for herding", state=state, save=save)
     index = torch.cat([c[herd(embed(net, data.train_images[c], device), ipc)] for c in data.per_class])
     return DistilledSet(data.spec, as_pixels(data.train_images[index]), balanced(data, ipc), "herding", ipc, seed, dict(network=net.name, epochs=epochs))
 
-herding.check = lambda data, epochs: check_int("epochs", epochs, 1)
+herding.check = lambda data, ipc, network, epochs: check_int("epochs", epochs, 1)
 
-# %% ../nbs/foundations/05_distilled.ipynb #c056
+# %% ../nbs/foundations/05_distilled.ipynb #c067
 @distiller
 def whole(
     data:Data,

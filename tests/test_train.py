@@ -271,3 +271,55 @@ def test_a_gpu_trains_what_a_cpu_trains(data, few):
     a, b, c = (fit(few, network=NETWORK, recipe=FEW, device=d, test=data) for d in ("cpu", "cuda", "cuda"))
     assert same(b, c)
     for p, q in zip(a.parameters(), b.parameters()): torch.testing.assert_close(p, q.cpu(), atol=1e-3, rtol=0)
+
+
+# ---- what teachers and their students need
+
+def test_cosine():
+    r = Recipe(epochs=200, lr=0.1, schedule="cosine")
+    net = torch.nn.Linear(1, 1)
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(opt, 200)
+    for epoch in range(200):
+        assert lr_at(r, epoch) == pytest.approx(opt.param_groups[0]["lr"], abs=1e-12)
+        opt.step(), theirs.step()
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+@pytest.mark.parametrize("decay_norms", [True, False])
+def test_one_step_of_each_optimiser_by_hand(optimiser, decay_norms, data, few):
+    recipe = Recipe(epochs=1, batch=6, lr=0.01, weight_decay=0.3, optimiser=optimiser, decay_norms=decay_norms, order="sorted", check_every=0)
+    net = make_network(NETWORK, data.spec)
+    F.cross_entropy(net(few.images), few.labels).backward()
+    want = {}
+    for k, p in net.named_parameters():
+        decay = 0.3 if decay_norms or p.ndim > 1 else 0.0
+        if optimiser == "sgd": want[k] = p - 0.01 * (p.grad + decay * p)
+        else: want[k] = p * (1 - 0.01 * decay) - 0.01 * p.grad / (p.grad.abs() + 1e-8)
+    got = dict(run(few, recipe).named_parameters())
+    for k, v in want.items(): torch.testing.assert_close(got[k], v, rtol=1e-3, atol=2e-5)
+
+
+def test_the_step_size_that_came_with_the_set(few):
+    learned, plain = replace(few, lr=0.05), replace(FEW, augment="")
+    assert same(run(learned, replace(plain, learned_lr=True, lr=0.5)), run(few, plain))
+    assert same(run(few, replace(plain, learned_lr=True)), run(few, plain)) and same(run(learned, plain), run(few, plain))
+
+
+def test_views_are_seeded_and_resumed(few, monkeypatch):
+    monkeypatch.setenv("DDROBUST_AUTOSAVE", "0")
+    r, states = replace(FEW, augment="", pad=1, crop_min=0.5, flip=True, mix="mixup", schedule="cosine"), []
+    want = run(few, r, save=lambda s: states.append(as_stored(s)))
+    assert same(want, run(few, r)) and same(want, run(few, r, state=states[2])) and not same(want, run(few, r, seed=1))
+    for field, off in dict(pad=0, crop_min=1.0, flip=False, mix="").items(): assert not same(want, run(few, replace(r, **{field: off}))), field
+
+
+def test_padding_is_black(data):
+    x = torch.ones(64, 3, 8, 8)
+    seen, _ = train.view(x, None, Recipe(pad=2), 3, torch.Generator().manual_seed(0))
+    assert set(seen.unique().tolist()) == {0.0, 1.0} and seen.mean() < 0.95
+
+
+@pytest.mark.parametrize("field, value", [("optimiser", "adam"), ("schedule", "linear"), ("pad", -1), ("pad", 1.5), ("crop_min", 1.5), ("crop_min", "1"), ("flip", 1), ("mix", "cutout"), ("learned_lr", "yes"), ("decay_norms", 0)])
+def test_new_fields_are_checked(field, value, few):
+    with pytest.raises(InputError, match=field): run(few, replace(FEW, **{field: value}))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PACKAGE, RECORD = HERE.parent / "ddrobust_nb", HERE / "stage_versions.json"
-ROOTS = dict(distil=["results.cell.distil_cell"], train=["results.cell.train_one"], attack=["results.cell.attack_one", "results.cell.load_checkpoint"])
+ROOTS = dict(expert=["distillers.mtt.train_expert", "distillers.mtt.expert_configs"], teacher=["distillers.sre2l.squeeze", "distillers.sre2l.teacher_config"], distil=["results.cell.distil_cell"], train=["results.cell.train_one"], attack=["results.cell.attack_one", "results.cell.load_checkpoint"])
 ASIDE = ("results.store.", "results.cell.VERSIONS", "core.progress", "core.Autosave", "core.InputError", "core.unknown_name", "distilled.describe")  # No number depends on these
 WORDING = {"annotation", "returns", "type_comment", "type_params", "kind", "ctx"}
 
@@ -61,6 +61,7 @@ class Code:
             if owner in self.nodes and not hasattr(self.nodes[owner][0][1], "name"): self.enrolled.setdefault(owner, []).append(f"{module}.{node.name}")
         if hasattr(node, "name") or isinstance(node, (ast.Import, ast.ImportFrom)): return
         targets = getattr(node, "targets", []) or [getattr(node, "target", None)] * (not isinstance(node, ast.For))
+        targets = [t for target in targets for t in (target.elts if isinstance(target, ast.Tuple) and all(isinstance(e, ast.Attribute) for e in target.elts) else [target])]
         if any(isinstance(t, (ast.Name, ast.Tuple)) or isinstance(t, ast.Attribute) and "_repr" in t.attr for t in targets): return
         attributes = [t.value for t in targets if isinstance(t, ast.Attribute)]   # `dm.check = ...` belongs to dm alone
         for n in attributes or ast.walk(node):
@@ -177,6 +178,8 @@ def test_what_a_stage_depends_on():
             "attacks.threat.PRESETS", "attacks.robustness.run_threat", "data.test_subset"} <= found["attack"]
     for names in found.values(): assert not {n for n in names if n.startswith(("results.report", "frequency", "results.store", "results.paper", "doctables"))}
     assert not any(n.startswith("attacks.") for n in found["distil"] | found["train"]) and not any(n.startswith("distillers.") for n in found["train"] | found["attack"])
+    assert {"distillers.dc._step", "distillers.dc.rows_apart", "distillers.mtt.adjoint", "distillers.mtt.train_expert", "distillers.tesla.tesla", "distillers.sre2l._recover_step"} <= found["distil"]
+    assert training <= found["expert"] & found["teacher"] and "distillers.mtt.adjoint" not in found["expert"] and "distillers.sre2l.recover" not in found["teacher"]
     assert not any(n in names for names in found.values() for n in ("distilled.show_set", "data.digits", "data.image_grid"))
 
 
@@ -210,15 +213,15 @@ def test_words_do_not_matter(copy):
 
 
 @pytest.mark.parametrize("module, old, new, stages", [
-    ("train", "0.9\n", "0.8\n", "distil train"),
-    ("train", "generator(seed, \"order\", epoch)", "generator(seed, \"orders\", epoch)", "distil train"),
-    ("augment", "return x + per_image(shift, x)", "return x - per_image(shift, x)", "distil train"),
+    ("train", "0.9\n", "0.8\n", "expert teacher distil train"),
+    ("train", "generator(seed, \"order\", epoch)", "generator(seed, \"orders\", epoch)", "expert teacher distil train"),
+    ("augment", "return x + per_image(shift, x)", "return x - per_image(shift, x)", "expert teacher distil train"),
     ("distillers/dm", ".mean(1)", ".sum(1)", "distil"),
     ("distillers/dm", "momentum:float=0.5", "momentum:float=0.4", "distil"),
     ("attacks/pgd", ".sign()", ".tanh()", "attack"),
     ("attacks/threat", "queries=300", "queries=301", "attack"),
-    ("networks", "nn.AvgPool2d(2)", "nn.AvgPool2d(3)", "distil train attack"),
-    ("core", "\"/\".join", "\"-\".join", "distil train attack"),
+    ("networks", "nn.AvgPool2d(2)", "nn.AvgPool2d(3)", "expert teacher distil train attack"),
+    ("core", "\"/\".join", "\"-\".join", "expert teacher distil train attack"),
     ("results/cell", "folder/\"right.safetensors\"", "folder/\"flags.safetensors\"", "train"),
 ])
 def test_a_change_is_noticed_where_it_counts(module, old, new, stages, copy):

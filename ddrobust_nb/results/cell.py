@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PARAMETERS', 'TEXT', 'VERSIONS', 'NEUTRAL', 'check_types', 'given_parameters', 'Cell', 'complete_options',
            'check_network', 'check_n_test', 'identify', 'plan_cell', 'set_digest', 'cell_config', 'summary',
-           'Distilled', 'distil_cell', 'Trained', 'train_one', 'train_cell', 'read_weights', 'load_checkpoint',
-           'attack_key', 'attack_one', 'check_one', 'versions', 'commit', 'rows_of', 'Finished', 'attack_cell',
-           'finish_cell', 'run_stages', 'baseline_cell', 'write_out']
+           'Distilled', 'upstream_parts', 'read_teacher', 'distil_cell', 'Trained', 'train_one', 'train_cell',
+           'read_weights', 'load_checkpoint', 'attack_key', 'attack_one', 'check_one', 'versions', 'commit', 'rows_of',
+           'Finished', 'attack_cell', 'finish_cell', 'run_stages', 'baseline_cell', 'write_out']
 
 # %% ../../nbs/results/54_cell.ipynb #c002
 from ..core import InputError, check_choice, check_int, check_path, pick_device, unknown_name
@@ -26,7 +26,7 @@ from ..networks import make_network
 from ..protocols import PROTOCOLS, Protocol, preset_options, protocol_for, recipe_for
 from .report import Result, write_results
 from .store import Store, cached, check_writable, find_store, sha256_of, stage_key, write_json
-from ..train import History, Recipe, fit, predict, training_labels
+from ..train import History, Recipe, fit, frozen, predict, relabelling, training_labels
 
 # %% ../../nbs/results/54_cell.ipynb #c005
 for _module in pkgutil.iter_modules(ddrobust_nb.distillers.__path__): importlib.import_module(f"ddrobust_nb.distillers.{_module.name}")
@@ -80,6 +80,7 @@ class Cell:
     seed: int
     device: str
     ready: DistilledSet   # A set that was given, else None
+    teacher: str          # The file of its teacher, else ""
     checkpoint: str       # A model that was given, else ""
     store: Store
     out: Path
@@ -88,19 +89,20 @@ class Cell:
     name = property(lambda self: f"{self.dataset}, {self.method}" + (f", ipc {self.ipc}" if self.ipc else ""))
 
 # %% ../../nbs/results/54_cell.ipynb #c019
-VERSIONS = {"distil": 1, "train": 1, "attack": 1}
+VERSIONS = {"expert": 1, "teacher": 1, "distil": 2, "train": 2, "attack": 1}
 
 # %% ../../nbs/results/54_cell.ipynb #c021
-def complete_options(method:str, protocol:str, data:Data, ipc:int, options:dict) -> dict:
-    "Every option of a distiller, with its value; a preset gives way where a class has fewer images"
-    own = {n: v for n, v in own_options(method).items() if n != "watch"}
+def complete_options(method:str, protocol:str, data:Data, ipc:int, options:dict, network:str="auto") -> dict:
+    "Every option of a distiller, with its value; a preset gives way where there are fewer images"
+    own = own_options(method)
     for name, value in options.items():
         if name not in own: raise unknown_name(f"option of {method}", name, own) if own else InputError(f"{method} has no options of its own, got {name!r}: leave options out")
         if isinstance(value, bool) != isinstance(own[name], bool): raise InputError(f"option {name} must be like its default {own[name]!r}, got {value!r}")
-    presets = own | preset_options(protocol, method, data.spec.name, ipc)
+    presets = own | {n: v for n, v in preset_options(protocol, method, data.spec.name, ipc).items() if n != "network"}
     if "batch_real" in presets: presets["batch_real"] = min(presets["batch_real"], *map(len, data.per_class))
+    for n in {"expert_images", "squeeze_images"} & set(presets): presets[n] = presets[n] if (presets[n] or 0) < len(data.train_labels) else None
     whole = {n: float(v) if isinstance(own[n], float) and type(v) is int else v for n, v in options.items()}  # 1 and 1.0 are one key
-    distiller[method].check(data, **(presets | whole))
+    distiller[method].check(data, ipc, network, **(presets | whole))
     return presets | whole
 
 # %% ../../nbs/results/54_cell.ipynb #c024
@@ -189,17 +191,24 @@ def _complete(given, p, device, threats, store, data):
     check_n_test(n_test, data)
     _check_threats(threats, data)
     asked = p["network"] if p["network"] != "auto" else checkpoint_card(p["checkpoint"], data).get("network", "auto")
-    network, distill_network = check_network(asked, data), check_network(p["distill_network"], data)
+    usual = preset_options(protocol.name, method, data.spec.name, ipc).get("network", "auto")   # the method's network
+    network, distill_network = (check_network(usual if name == "auto" else name, data) for name in (asked, p["distill_network"]))
     if p["checkpoint"]: read_weights(p["checkpoint"], make_network(network, data.spec, device="meta"))
     if ready or p["checkpoint"]: options, distill_network = {}, (ready.config.get("network") if ready else None) or ""
-    else: options = complete_options(method, protocol.name, data, ipc, p["options"])
+    else: options = complete_options(method, protocol.name, data, ipc, p["options"], distill_network)
     size = ipc or (-(-len(ready) // data.spec.classes) if ready else None)   # what a set without a card amounts to
     recipe = recipe_for(protocol, method, data.spec, size, p["select"])
-    if ready and not p["checkpoint"]: training_labels(ready.labels, recipe)   # refuses a set whose teacher is not here
+    teacher = _teacher_beside(p["distilled"]) if ready and ready.teacher else ""
+    if ready and not p["checkpoint"] and not teacher: relabelling(ready, None, recipe), training_labels(ready.labels, recipe)   # refuses a set whose teacher is not here
     cell = Cell(method, ipc, data, network, distill_network, protocol, recipe, options, threats, n_test,
-                1 if p["checkpoint"] else p["n_models"] or protocol.models, p["seed"], str(device), ready, p["checkpoint"], store, Path(), "")
+                1 if p["checkpoint"] else p["n_models"] or protocol.models, p["seed"], str(device), ready, teacher, p["checkpoint"], store, Path(), "")
     key = stage_key("cell", 1, cell_config(cell), [data.fingerprint])
     return replace(cell, key=key, out=_out_folder(p["out"], store, cell, key))
+
+def _teacher_beside(path):
+    path = Path(path).expanduser()
+    folder = path if path.is_dir() else path.parent
+    return next((str(f) for f in (folder/"teacher.safetensors", folder.parent/"teacher.safetensors") if f.is_file()), "")
 
 def _check_threats(threats, data):
     if data.spec.classes < 4 and any(t.attack in ("apgd-t", "autoattack") for t in threats):
@@ -249,20 +258,42 @@ class Distilled:
     "A distilled set and its key"
     dset: DistilledSet  # None where a model was given
     key: str
+    teacher: object = None  # The network that relabels it, where it has one
 
-# %% ../../nbs/results/54_cell.ipynb #c044
-def distil_cell(cell:Cell) -> Distilled:
-    "The distilled set of a cell: given, or from the store, or made now; none where a model was given"
-    config = dict(method=cell.method, ipc=cell.ipc, seed=cell.seed, network=cell.distill_network, options=cell.options)
-    key = stage_key("distil", VERSIONS["distil"], config, [cell.data.fingerprint])
-    if cell.ready: return Distilled(cell.ready, set_digest(cell.ready)[:16])
-    if cell.checkpoint: return Distilled(None, "")   # a model was given: there is nothing to distil
-    if cell.checkpoint: return Distilled(None, "")   # a model was given: nobody needs the set
-    make = lambda state, save: distiller[cell.method](cell.data, cell.ipc, seed=cell.seed, device=cell.device, network=cell.distill_network, **cell.options, state=state, save=save)
-    if cell.method == "whole": return Distilled(make(None, None), key)   # the data themselves: nothing to keep
-    return Distilled(cached(cell.store, "distil", key, config, make, save_set, load_set), key)
+# %% ../../nbs/results/54_cell.ipynb #c045
+def upstream_parts(cell:Cell) -> dict:  # key -> file, in order
+    "The parts that a cell's method reads, from the store or made now"
+    upstream, parts = distiller[cell.method].upstream, {}
+    for config in upstream.configs(cell.data, cell.distill_network, cell.options) if upstream else ():
+        key = stage_key(upstream.stage, VERSIONS[upstream.stage], config, [cell.data.fingerprint])
+        make = lambda state, save: upstream.make(cell.data, config, device=cell.device, state=state, save=save)
+        parts[key] = cached(cell.store, upstream.stage, key, config, make, lambda part, f: save_file(part, f/"part.safetensors"), lambda f: f/"part.safetensors")
+    return parts
+
+# %% ../../nbs/results/54_cell.ipynb #c047
+def read_teacher(cell:Cell, dset:DistilledSet, file) -> torch.nn.Module:
+    "The teacher of a set, with the weights of a file"
+    try: return frozen(dset.teacher["network"], cell.data.spec, file, cell.device)
+    except Exception as e: raise InputError(f"the teacher {file} is not a {dset.teacher['network']} ({str(e).splitlines()[0]}): give the one the set was made with") from None
 
 # %% ../../nbs/results/54_cell.ipynb #c048
+def distil_cell(
+    cell:Cell,
+    watch=None,   # Of the distiller; not called when the set comes from the store
+) -> Distilled:
+    "The distilled set of a cell: given, or from the store, or made now; none where a model was given"
+    if cell.checkpoint: return Distilled(None, "")   # nobody needs the set
+    if cell.ready: return Distilled(cell.ready, set_digest(cell.ready)[:16], read_teacher(cell, cell.ready, cell.teacher) if cell.teacher else None)
+    method, parts = distiller[cell.method], upstream_parts(cell)
+    config = dict(method=cell.method, ipc=cell.ipc, seed=cell.seed, network=cell.distill_network, options=cell.options)
+    key = stage_key("distil", VERSIONS["distil"], config, [cell.data.fingerprint, *parts])
+    extra = ({method.upstream.keyword: [*parts.values()]} if parts else {}) | ({"watch": watch} if watch else {})
+    make = lambda state, save: method(cell.data, cell.ipc, seed=cell.seed, device=cell.device, network=cell.distill_network, **cell.options, **extra, state=state, save=save)
+    if cell.method == "whole": return Distilled(make(None, None), key)   # the data themselves: nothing to keep
+    dset = cached(cell.store, "distil", key, config, make, save_set, load_set)
+    return Distilled(dset, key, read_teacher(cell, dset, *parts.values()) if dset.teacher else None)
+
+# %% ../../nbs/results/54_cell.ipynb #c052
 @dataclass(frozen=True)
 class Trained:
     "A model and what is known of it"
@@ -275,7 +306,7 @@ class Trained:
     key: str
     clean = property(lambda self: self.right.double().mean().item(), doc="clean accuracy on the whole test set")
 
-# %% ../../nbs/results/54_cell.ipynb #c049
+# %% ../../nbs/results/54_cell.ipynb #c053
 def _right(net, data, device): return predict(net, data.test_images, device) == data.test_labels
 
 def _write_model(net, folder, data, device, card):
@@ -292,7 +323,7 @@ def _with(net, weights, f):
     net.load_state_dict(weights)
     return f()
 
-# %% ../../nbs/results/54_cell.ipynb #c050
+# %% ../../nbs/results/54_cell.ipynb #c054
 def _read_model(folder, cell, seed, key):
     h = json.loads((folder/"training.json").read_text(encoding="utf-8"))
     right = {k: v.bool() for k, v in load_file(folder/"right.safetensors").items()}
@@ -302,24 +333,23 @@ def _read_model(folder, cell, seed, key):
     share = {k: v.double().mean().item() for k, v in right.items()}
     return Trained(net, seed, right[chosen], share["last"], share["best"], History(h["epochs"], h["loss"], h["accuracy"]), key)
 
-# %% ../../nbs/results/54_cell.ipynb #c052
+# %% ../../nbs/results/54_cell.ipynb #c056
 def train_one(cell:Cell, distilled:Distilled, seed:int) -> Trained:
     "One student of a cell: from the store, or trained now"
     config = dict(network=cell.network, recipe=asdict(cell.recipe), seed=seed)
     key = stage_key("train", VERSIONS["train"], config, [distilled.key, cell.data.fingerprint])
     make = lambda state, save: fit(distilled.dset, network=cell.network, seed=seed, recipe=cell.recipe, device=cell.device, test=cell.data,
-                                   desc=f"train on {cell.method}, seed {seed}", state=state, save=save)
+                                   desc=f"train on {cell.method}, seed {seed}", teacher=distilled.teacher, state=state, save=save)
     write = lambda net, folder: _write_model(net, folder, cell.data, cell.device, dict(method=cell.method, ipc=cell.ipc, network=cell.network, seed=seed))
     return cached(cell.store, "train", key, config, make, write, lambda folder: _read_model(folder, cell, seed, key))
 
-# %% ../../nbs/results/54_cell.ipynb #c054
+# %% ../../nbs/results/54_cell.ipynb #c058
 def train_cell(cell:Cell, distilled:Distilled) -> list:
     "All students of a cell, or the one model that was given"
     if cell.checkpoint: return [load_checkpoint(cell)]
-
     return [train_one(cell, distilled, 100 * cell.seed + i) for i in range(cell.n_models)]
 
-# %% ../../nbs/results/54_cell.ipynb #c057
+# %% ../../nbs/results/54_cell.ipynb #c061
 def read_weights(checkpoint:str, net) -> tuple:
     "The tensors of a checkpoint, and the part of the network that they fill"
     path = check_path("checkpoint", checkpoint)
@@ -331,7 +361,7 @@ def read_weights(checkpoint:str, net) -> tuple:
     if odd: raise InputError(f"checkpoint {path} does not fit the network {net.name}: {odd} is {got.get(odd, 'missing')}, not {want.get(odd, 'part of it')}; name its network")
     return tensors, target
 
-# %% ../../nbs/results/54_cell.ipynb #c058
+# %% ../../nbs/results/54_cell.ipynb #c062
 def load_checkpoint(cell:Cell) -> Trained:
     "The model of `checkpoint`"
     path = check_path("checkpoint", cell.checkpoint)
@@ -342,7 +372,7 @@ def load_checkpoint(cell:Cell) -> Trained:
     share = right.double().mean().item()
     return Trained(net, 0, right, share, share, History(), sha256_of(path)[:16])
 
-# %% ../../nbs/results/54_cell.ipynb #c061
+# %% ../../nbs/results/54_cell.ipynb #c065
 def _write_evaluation(e, folder):
     save_file({"index": e.index, "flags": e.flags.to(torch.uint8)}, folder/"flags.safetensors")
     write_json(folder/"evaluation.json", dict(gradients=e.gradients, forwards=e.forwards, seconds=e.seconds, peak_mb=e.peak_mb, warnings=list(e.warnings)))
@@ -351,19 +381,19 @@ def _read_evaluation(folder, threat):
     tensors, said = load_file(folder/"flags.safetensors"), json.loads((folder/"evaluation.json").read_text(encoding="utf-8"))
     return Evaluation(threat, tensors["index"], tensors["flags"].bool(), **{**said, "warnings": tuple(said["warnings"])})
 
-# %% ../../nbs/results/54_cell.ipynb #c062
+# %% ../../nbs/results/54_cell.ipynb #c066
 def attack_key(cell:Cell, model:Trained, threat:Threat) -> str:
     "The key of one evaluation"
     return stage_key("attack", VERSIONS["attack"], dict(threat=asdict(threat), n_test=cell.n_test, seed=cell.seed), [model.key, cell.recipe.select, cell.data.fingerprint])
 
-# %% ../../nbs/results/54_cell.ipynb #c064
+# %% ../../nbs/results/54_cell.ipynb #c068
 def attack_one(cell:Cell, model:Trained) -> list:
     "All evaluations of one model, each kept in the store as soon as it is finished"
     def keep(threat, work):
         return cached(cell.store, "attack", attack_key(cell, model, threat), asdict(threat), work, _write_evaluation, lambda folder: _read_evaluation(folder, threat))
     return evaluate(model.model, cell.data, cell.threats, n_test=cell.n_test, seed=cell.seed, device=cell.device, keep=keep)
 
-# %% ../../nbs/results/54_cell.ipynb #c066
+# %% ../../nbs/results/54_cell.ipynb #c070
 def check_one(cell:Cell, model:Trained, evaluations:list) -> list:
     "The self-checks of one model"
     index = attacked_index(cell.data, cell.n_test)[:1000]
@@ -371,14 +401,14 @@ def check_one(cell:Cell, model:Trained, evaluations:list) -> list:
     asked = model_checks(model.model, as_pixels(cell.data.test_images[index]), cell.data.test_labels[index], index, eps, seed=cell.seed, device=cell.device)
     return asked + attack_checks(evaluations)
 
-# %% ../../nbs/results/54_cell.ipynb #c069
+# %% ../../nbs/results/54_cell.ipynb #c073
 @functools.cache
 def versions() -> str:
     "The versions of this package and of the libraries whose code decides numbers"
     names = ("torch", "torchvision", "torchattacks", "pyautoattack", "numpy")
     return ", ".join([f"ddrobust_nb {ddrobust_nb.__version__}"] + [f"{n} {importlib.metadata.version(n)}" for n in names])
 
-# %% ../../nbs/results/54_cell.ipynb #c071
+# %% ../../nbs/results/54_cell.ipynb #c075
 @functools.cache
 def commit() -> str:
     "The commit of the checkout the package runs from, with -dirty when files differ; empty for an installed package"
@@ -388,14 +418,14 @@ def commit() -> str:
     try: return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.TimeoutExpired): return ""
 
-# %% ../../nbs/results/54_cell.ipynb #c072
+# %% ../../nbs/results/54_cell.ipynb #c076
 def rows_of(cell:Cell, distilled:Distilled, models:list, evaluations:list, checks:list) -> list:
     "The result rows of a cell: one per model and attack setting; one without attack per model where there is none"
     best = max(range(len(models)), key=lambda i: models[i].clean)
     nothing = Evaluation(None, attacked_index(cell.data, cell.n_test), torch.zeros(0))
     return [_row(cell, distilled, m, i == best, e, c) for i, (m, es, c) in enumerate(zip(models, evaluations, checks)) for e in es or [nothing]]
 
-# %% ../../nbs/results/54_cell.ipynb #c073
+# %% ../../nbs/results/54_cell.ipynb #c077
 def _row(cell, distilled, m, best, e, checks):
     t, clean_n = e.threat, m.right[e.index].double().mean().item()
     robust = e.robust if t else None
@@ -410,7 +440,7 @@ def _row(cell, distilled, m, best, e, checks):
 
 def _device_name(device): return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else str(device)
 
-# %% ../../nbs/results/54_cell.ipynb #c075
+# %% ../../nbs/results/54_cell.ipynb #c079
 @dataclass(frozen=True)
 class Finished:
     "What a cell left: set, models, evaluations, checks and rows"
@@ -421,7 +451,7 @@ class Finished:
     checks: list       # One list per model
     rows: list
 
-# %% ../../nbs/results/54_cell.ipynb #c076
+# %% ../../nbs/results/54_cell.ipynb #c080
 def attack_cell(cell:Cell, models:list) -> list:
     "The evaluations of every model"
     return [attack_one(cell, m) for m in models]
@@ -431,20 +461,20 @@ def finish_cell(cell:Cell, distilled:Distilled, models:list, evaluations:list) -
     checks = [check_one(cell, m, es) for m, es in zip(models, evaluations)]
     return Finished(cell, distilled, models, evaluations, checks, rows_of(cell, distilled, models, evaluations, checks))
 
-# %% ../../nbs/results/54_cell.ipynb #c077
+# %% ../../nbs/results/54_cell.ipynb #c081
 def run_stages(cell:Cell) -> Finished:
     "All stages of a cell; what is finished comes from the store"
     distilled = distil_cell(cell)
     models = train_cell(cell, distilled)
     return finish_cell(cell, distilled, models, attack_cell(cell, models))
 
-# %% ../../nbs/results/54_cell.ipynb #c080
+# %% ../../nbs/results/54_cell.ipynb #c084
 def baseline_cell(cell:Cell) -> Cell:
     "The same cell with random real images, or None where that makes no sense"
     if cell.method in ("random", "whole") or cell.checkpoint or not cell.ipc: return None
     return replace(cell, method="random", options={}, ready=None)
 
-# %% ../../nbs/results/54_cell.ipynb #c083
+# %% ../../nbs/results/54_cell.ipynb #c087
 def write_out(
     *finished:Finished,  # The cell itself first, then what stands beside it
 ) -> list:               # All rows
@@ -459,9 +489,11 @@ def write_out(
     for f in finished: _write_models(cell.out, f)
     return rows
 
-# %% ../../nbs/results/54_cell.ipynb #c084
+# %% ../../nbs/results/54_cell.ipynb #c088
 def _write_models(out, f):
-    if f.distilled.dset and not f.cell.ready and f.cell.method != "whole": save_set(f.distilled.dset, out/f"set-{f.cell.method}")
+    if f.distilled.dset and not f.cell.ready and f.cell.method != "whole":
+        folder = save_set(f.distilled.dset, out/f"set-{f.cell.method}")
+        if f.distilled.teacher: save_file({k: v.cpu() for k, v in f.distilled.teacher.state_dict().items()}, folder/"teacher.safetensors")
     for m in f.models:
         file = out/f"model-{f.cell.method}-seed{m.seed}.safetensors"
         save_file({k: v.cpu().contiguous() for k, v in m.model.state_dict().items()}, file)

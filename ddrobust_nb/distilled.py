@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['distiller', 'SHARED', 'DistilledSet', 'show_images', 'hard_labels', 'outside', 'show_set', 'describe', 'save_set',
-           'check_set', 'load_set', 'show_making', 'Distillers', 'own_options', 'Upstream', 'prepare', 'balanced',
-           'random', 'kmeans', 'herd', 'embed', 'herding', 'whole']
+           'check_set', 'load_set', 'show_making', 'Distillers', 'own_options', 'Upstream', 'class_balanced', 'prepare',
+           'balanced', 'random', 'kmeans', 'herd', 'embed', 'herding', 'whole']
 
 # %% ../nbs/foundations/05_distilled.ipynb #c002
 from .core import InputError, Registry, check_int, check_path, derive_seed, generator, pick_device, unknown_name
@@ -232,6 +232,17 @@ class Upstream:
     make: object     # make(data, config, *, device, state, save) -> dict of tensors
 
 # %% ../nbs/foundations/05_distilled.ipynb #c044
+def class_balanced(
+    data:Data,
+    n:int,        # Images at most, the same number of each class; None for all
+    purpose:str,  # What they are for; another purpose draws other images
+) -> Data:
+    "A random part of the training images, with the same number of each class"
+    if n is None: return data
+    index = torch.cat([c[torch.randperm(len(c), generator=generator(0, purpose, k))[:n // data.spec.classes]] for k, c in enumerate(data.per_class)])
+    return replace(data, train_images=data.train_images[index], train_labels=data.train_labels[index])
+
+# %% ../nbs/foundations/05_distilled.ipynb #c047
 def prepare(
     upstream:Upstream,
     data:Data,
@@ -251,12 +262,12 @@ def prepare(
         now = None
     return done, save and (lambda own: save({"parts": done, **own}))
 
-# %% ../nbs/foundations/05_distilled.ipynb #c048
+# %% ../nbs/foundations/05_distilled.ipynb #c051
 def balanced(data:Data, ipc:int) -> torch.Tensor:
     "Labels of a set with `ipc` images per class, class by class"
     return torch.arange(data.spec.classes).repeat_interleave(ipc)
 
-# %% ../nbs/foundations/05_distilled.ipynb #c050
+# %% ../nbs/foundations/05_distilled.ipynb #c053
 @distiller
 def random(
     data:Data,
@@ -269,7 +280,7 @@ def random(
     index = torch.cat([c[torch.randperm(len(c), generator=generator(seed, "random", k))[:ipc]] for k, c in enumerate(data.per_class)])
     return DistilledSet(data.spec, as_pixels(data.train_images[index]), balanced(data, ipc), "random", ipc, seed)
 
-# %% ../nbs/foundations/05_distilled.ipynb #c054
+# %% ../nbs/foundations/05_distilled.ipynb #c057
 @distiller
 def kmeans(
     data:Data,
@@ -287,7 +298,7 @@ def kmeans(
         chosen.append(c[_nearest_distinct(torch.cdist(centres, x))])
     return DistilledSet(data.spec, as_pixels(data.train_images[torch.cat(chosen)]), balanced(data, ipc), "kmeans", ipc, seed)
 
-# %% ../nbs/foundations/05_distilled.ipynb #c056
+# %% ../nbs/foundations/05_distilled.ipynb #c059
 def _nearest_distinct(distance):
     chosen = []
     for row in distance:
@@ -296,7 +307,7 @@ def _nearest_distinct(distance):
         chosen.append(int(row.argmin()))
     return torch.tensor(chosen)
 
-# %% ../nbs/foundations/05_distilled.ipynb #c060
+# %% ../nbs/foundations/05_distilled.ipynb #c063
 def herd(
     features:torch.Tensor,  # [n, d] features of one class
     k:int,                  # How many to pick
@@ -311,7 +322,7 @@ def herd(
         total, free[best] = total + features[best], float("inf")
     return torch.stack(chosen).cpu()
 
-# %% ../nbs/foundations/05_distilled.ipynb #c062
+# %% ../nbs/foundations/05_distilled.ipynb #c065
 @torch.no_grad()
 def embed(
     net,
@@ -322,7 +333,7 @@ def embed(
     "Features of the last layer but one"
     return torch.cat([net.body.embed(net.normalise(as_pixels(images[i:i+batch]).to(device))) for i in range(0, len(images), batch)])
 
-# %% ../nbs/foundations/05_distilled.ipynb #c064
+# %% ../nbs/foundations/05_distilled.ipynb #c067
 @distiller
 def herding(
     data:Data,
@@ -342,7 +353,7 @@ def herding(
 
 herding.check = lambda data, ipc, network, epochs: check_int("epochs", epochs, 1)
 
-# %% ../nbs/foundations/05_distilled.ipynb #c067
+# %% ../nbs/foundations/05_distilled.ipynb #c070
 @distiller
 def whole(
     data:Data,

@@ -8,8 +8,8 @@ from torch import nn
 
 from ddrobust_nb.core import InputError, generator
 from ddrobust_nb.data import specs
-from ddrobust_nb.distilled import distiller, own_options, random
-from ddrobust_nb.distillers.sre2l import _Recovery, _recover_step, as_jpeg, batch_norms, bn_distances, bn_inputs, class_balanced, lr_recover, recover, recover_loss, recover_view, sre2l, squeeze
+from ddrobust_nb.distilled import class_balanced, distiller, own_options, random
+from ddrobust_nb.distillers.sre2l import _Recovery, _recover_step, as_jpeg, batch_norms, bn_distances, bn_inputs, lr_recover, recover, recover_loss, recover_view, sre2l, squeeze
 from ddrobust_nb.networks import Normalise, make_network
 from ddrobust_nb.train import Recipe, fit, frozen, labeller, soft_loss, view, weights, weights_key
 from tiny import as_stored, tiny_data
@@ -232,9 +232,9 @@ def test_a_step_leaves_nothing_on_the_cpu(data):
 
 
 def test_part_of_the_training_set(data):
-    part = class_balanced(data, 20)
-    assert torch.bincount(part.labels).tolist() == [6, 6, 6] and class_balanced(data, None) is data
-    assert torch.equal(part.images, class_balanced(data, 20).images)
+    part = class_balanced(data, 20, "squeeze")
+    assert torch.bincount(part.train_labels).tolist() == [6, 6, 6] and class_balanced(data, None, "squeeze") is data
+    assert torch.equal(part.train_images, class_balanced(data, 20, "squeeze").train_images)
 
 
 def test_jpeg_of_grey_and_colour():

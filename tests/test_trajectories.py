@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from ddrobust_nb.augment import strategy_for
 from ddrobust_nb.core import InputError, derive_seed
 from ddrobust_nb.data import specs
-from ddrobust_nb.distilled import distiller, own_options, prepare, random
+from ddrobust_nb.distilled import class_balanced, distiller, own_options, prepare, random
 from ddrobust_nb.distillers.mtt import (EXPERTS, SMALLEST_LR, Matching, Step, Student, Trajectories, adjoint, expert_configs, flat, load_experts, mtt, squared, stored, stretch,
-                                        student_steps, subset, train_expert, unflat)
+                                        student_steps, train_expert, unflat)
 from ddrobust_nb.distillers.tesla import released, tesla
 from ddrobust_nb.networks import make_network
 from ddrobust_nb.train import Recipe, fit
@@ -205,9 +205,9 @@ def test_configurations_of_experts_name_what_matters_and_nothing_else(data):
 
 
 def test_experts_of_fewer_images(data):
-    few = subset(data, 10)
+    few = class_balanced(data, 10, "subset")
     assert torch.bincount(few.train_labels).tolist() == [3, 3, 3]
-    assert subset(data, None) is data and len(subset(data, 1000).train_labels) == len(data.train_labels)
+    assert class_balanced(data, None, "subset") is data and len(class_balanced(data, 1000, "subset").train_labels) == len(data.train_labels)
     config = expert_configs(data, NETWORK, vars(Matching(**{**SMALL, "expert_images": 9})))[0]
     assert not torch.equal(train_expert(data, config)["snapshots"], train_expert(data, dict(config, images=None))["snapshots"])
 
@@ -267,6 +267,8 @@ def test_a_file_is_read_by_slice(data, parts, tmp_path):
     (tmp_path / "e").mkdir()
     paths = Trajectories(write(parts, tmp_path / "e"), make_network(NETWORK, data.spec), data, 2)
     assert not any(torch.is_tensor(p) for p in paths.paths)
+    both = paths, Trajectories(parts, make_network(NETWORK, data.spec), data, 2)
+    assert all(p.snapshot(1, 1).storage_offset() == 0 for p in both), "a piece of a larger tensor, which compiled code refuses"
     for expert, part in enumerate(parts):
         for epoch, want in enumerate(part["snapshots"]): assert torch.equal(paths.snapshot(expert, epoch), want)
 

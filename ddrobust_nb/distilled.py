@@ -167,7 +167,7 @@ def show_making(
     stages = {**load_file(folder/"snapshots.safetensors"), "end": dset.images}
     seen = json.loads((folder/"making.json").read_text(encoding="utf-8"))
     names = [n for n in ("start", "middle", "end") if n in stages]
-    fig, axes = plt.subplots(len(names) + 1, 1, figsize=(7.5, 0.75 * len(names) + 2), height_ratios=[1] * len(names) + [2.2], dpi=80)
+    fig, axes = plt.subplots(len(names) + 1, 1, figsize=(7.5, 0.75 * len(names) + 2), height_ratios=[1] * len(names) + [2.2], dpi=60)
     for ax, name in zip(axes, names):
         first = stages[name].float()[::dset.ipc][:classes].clamp(0, 1)
         ax.imshow(first.permute(2, 0, 3, 1).flatten(1, 2).squeeze(-1), cmap="gray")   # side by side

@@ -169,6 +169,8 @@ PRESETS = [
         ("quick", "digits", "*", "batch_real", 16,     "ours: cut down for a CPU"),
         ("quick", "digits", "*", "lr_img",     1.0,    "ours: fewer steps"),
     )),
+    ("quick", "dc", "*", 1, "lr_img", 0.3, "ours: fewer steps; at the published 0.1 a CIFAR-10 set gave 24.7 in place of 27.6 %"),
+    ("quick", "dc", "digits", 1, "lr_img", 1.0, "ours: fewer steps"),
     ("quick", "dsa", "*", 1, "iterations", 300, "ours: cut down for a CPU; augmentation makes it slower to settle than DC"),
     ("quick", "dsa", "digits", 1, "iterations", 60, "ours: cut down for a CPU"),
     ("*",     "dm", "*",      "*", "lr_img",     1.0,   "official code"),

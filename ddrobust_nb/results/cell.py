@@ -89,7 +89,7 @@ class Cell:
     name = property(lambda self: f"{self.dataset}, {self.method}" + (f", ipc {self.ipc}" if self.ipc else ""))
 
 # %% ../../nbs/results/54_cell.ipynb #c019
-VERSIONS = {"expert": 1, "teacher": 1, "distil": 2, "train": 2, "attack": 1}
+VERSIONS = {"expert": 1, "teacher": 1, "distil": 3, "train": 2, "attack": 1}
 
 # %% ../../nbs/results/54_cell.ipynb #c021
 def complete_options(method:str, protocol:str, data:Data, ipc:int, options:dict, network:str="auto") -> dict:

@@ -22,7 +22,7 @@ def golden():
     return lambda name: load_file(folder("DDROBUST_GOLDEN") / f"{name}.safetensors")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def data_root():
     "Folder with unpacked real images: cifar10, tiny-imagenet-200, imagenet"
     return folder("DDROBUST_DATA")

@@ -12,6 +12,7 @@ import torch
 import ddrobust_nb
 from ddrobust_nb.data import as_pixels
 from ddrobust_nb.distilled import DistilledSet, own_options
+from ddrobust_nb.distillers.sre2l import squeeze, teacher_config
 from ddrobust_nb.networks import make_network
 from ddrobust_nb.train import Recipe, fit, weights_key
 from test_distillers import WORKING, distil
@@ -175,8 +176,16 @@ def test_compiled_training_is_the_same_training(device, data, monkeypatch):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", sorted(n for n in WORKING if "iterations" in own_options(n) and n != "sre2l_hard"))
 def test_a_compiled_distiller_gives_the_same_set(name, device, data, monkeypatch):
+    monkeypatch.setenv("DDROBUST_COMPILE", "never")
+    teacher = {"teacher": [squeezed(name, data)]} if name in ("sre2l", "random_teacher") else {}
     sets = []
     for rule in ("never", "always"):
         monkeypatch.setenv("DDROBUST_COMPILE", rule)
-        sets.append(distil(name, data, device=device).images)
-    torch.testing.assert_close(*sets, atol=1e-3, rtol=0)
+        sets.append(distil(name, data, device=device, **teacher).images)
+    torch.testing.assert_close(*sets, atol=1e-4, rtol=0)
+
+
+def squeezed(name, data):
+    "One teacher for both: trained on images this small, it answers a nudge of 1e-7 with 1e-3 after four steps, compiled or not"
+    options = {**own_options(name), "squeeze_epochs": 2, "squeeze_batch": 20}
+    return squeeze(data, teacher_config(data, "ResNet18-w8", options)[0], device="cpu")

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['norms', 'activations', 'poolings', 'network', 'SPEED', 'Normalise', 'instance_norm', 'ConvNet', 'count_parameters',
            'ResNet', 'Network', 'ConvNetD3', 'ConvNetD4', 'ConvNetD5', 'ResNet18', 'ResNet18GN', 'parse_network',
-           'make_network', 'forward_flops', 'worth_compiling', 'NotCompiled', 'has_compiler', 'compiled']
+           'make_network', 'forward_flops', 'worth_compiling', 'NotCompiled', 'has_compiler', 'compiled_static',
+           'compiled']
 
 # %% ../nbs/foundations/03_networks.ipynb #c002
 from .core import InputError, Registry, check_choice, check_int, pick_device, seeded, unknown_name
@@ -243,13 +244,18 @@ def has_compiler() -> bool:
     "Whether there is a C++ compiler for `torch.compile` to call"
     return any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name)
 
+def compiled_static(f):
+    "`f`, compiled anew for every shape it meets; `f` itself, with a warning, where there is no compiler"
+    if not has_compiler():
+        warnings.warn("no C++ compiler was found (g++ or clang++): this runs without torch.compile, up to three times slower", NotCompiled, stacklevel=2)
+        return f
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)   # usually 8 shapes, then it gives up
+    return torch.compile(f, dynamic=False)
+
 def compiled(
     f,           # A function of tensors whose shapes stay the same
     net:Network, # The network it works with
     passes:int,  # Images that go forward through `net`; a backward pass counts as two more
 ):
     "`f`, compiled where that saves time"
-    if not worth_compiling(net, passes): return f
-    if has_compiler(): return torch.compile(f, dynamic=False)
-    warnings.warn("no C++ compiler was found (g++ or clang++): this runs without torch.compile, up to three times slower", NotCompiled, stacklevel=2)
-    return f
+    return compiled_static(f) if worth_compiling(net, passes) else f

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from ddrobust_nb.attacks import autoattack as aa, cw as cw_module, fgsm as fgsm_module, pgd as pgd_module  # noqa: F401 (they fill the registry)
+from ddrobust_nb.attacks import apgd as apgd_module, autoattack as aa, cw as cw_module, fab as fab_module, square as square_module, fgsm as fgsm_module, pgd as pgd_module  # noqa: F401 (they fill the registry)
 from ddrobust_nb.attacks.cw import margin_loss
-from ddrobust_nb.attacks.threat import (PARTS, PRESETS, Threat, attack, attack_chunks, attack_images, at_eps, expand, parse_threats, threat_list,
+from ddrobust_nb.attacks.threat import (PARTS, PRESETS, Threat, attack, attack_chunks, attack_images, attack_together, at_eps, parse_threats, threat_list, together,
                                         unit_noise, untouched)
 from ddrobust_nb.core import InputError, generator
 from ddrobust_nb.networks import ConvNet, Normalise
@@ -83,12 +83,12 @@ def test_golden_network(fixture):
 def test_golden_fgsm_pgd_cw(fixture, eps):
     net, x, y, g = fixture
     grey = lambda images: (images * 255).round().to(torch.uint8)
-    out = attack_images(net, x, y, Threat("fgsm", f"{eps}/255"))
+    out = attack_images(net, x, y, Threat("fgsm", f"{eps}/255"), healed=True)
     assert (grey(out.images) == g[f"fgsm.eps{eps}"]).float().mean() >= 0.999
     assert torch.equal(out.flags, g[f"fgsm.eps{eps}.robust"].bool())
     for name in ("pgd", "cw"):
         for steps in (5, 10):
-            out = attack_images(net, x, y, Threat(name, f"{eps}/255", steps=steps, alpha="2/255", random_start=False))
+            out = attack_images(net, x, y, Threat(name, f"{eps}/255", steps=steps, alpha="2/255", random_start=False), healed=True)
             assert (grey(out.images) == g[f"{name}{steps}.eps{eps}"]).float().mean() >= 0.98, (name, steps)
             assert (out.flags != g[f"{name}{steps}.eps{eps}.robust"].bool()).sum() <= 1, (name, steps)
 
@@ -240,35 +240,56 @@ def test_model_without_parameters():
     for name in ("pgd", "apgd-ce", "fab-t", "ta:MIFGSM"): assert attack_images(net, x, y, quick(name)).flags.shape == (6,)
 
 
-@pytest.mark.parametrize("name", ("uniform", "pgd", "cw"))
+@pytest.mark.parametrize("name", (*OURS, *PARTS, "autoattack"))
 def test_batches_do_not_matter(name):
+    "In double precision not at all: an image's luck and its trajectory are its own"
     net, x, y = world(n=64)
-    runs = [attack_images(net, x, y, quick(name, "4/255"), batch=batch) for batch in (1, 7, 64)]
+    net, x = net.double(), x.double()
+    runs = [attack_images(net, x, y, quick(name, "4/255"), batch=batch) for batch in (1, 7, 64, 256)]
     assert all(torch.equal(runs[0].flags, run.flags) for run in runs)
     order = torch.randperm(64, generator=generator(0, "order"))
     mixed = attack_images(net, x[order], y[order], quick(name, "4/255"), index=order, batch=7)
     assert torch.equal(mixed.flags, runs[0].flags[order])
-    near = (mixed.images - runs[0].images[order]).abs().flatten(1).amax(1) < 1e-5
-    assert near.float().mean() > 0.9, "the same start for the same image; a sign of a tiny gradient may flip"
+    torch.testing.assert_close(mixed.images, runs[0].images[order], atol=1e-7, rtol=0)
+    part = attack_images(net, x[40:], y[40:], quick(name, "4/255"), index=range(40, 64))
+    assert torch.equal(part.flags, runs[0].flags[40:]), "fewer images"
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_parts_do_not_depend_on_order_or_on_slices(part):
+@pytest.mark.parametrize("name", (*OURS, *PARTS))
+def test_batches_hardly_matter_in_single_precision(fixture, name):
+    net, x, y, _ = fixture
+    x, y = torch.cat([x, x.flip(3), x.flip(2)]), y.repeat(3)
+    runs = [attack_images(net, x, y, quick(name, "4/255"), batch=batch).flags for batch in (7, 64, 192)]
+    assert all((run != runs[0]).double().mean() <= 0.005 and abs(run.double().mean() - runs[0].double().mean()) <= 0.004 for run in runs[1:]) or \
+        max(int((run != runs[0]).sum()) for run in runs) <= 1
+
+
+@pytest.mark.parametrize("backend", ("pyautoattack", "torchattacks"))
+def test_references_keep_to_their_chunks(backend):
+    "A library draws by position: the same images in another order of the index, and from a chunk on, have the same luck"
     net, x, y = world(n=40)
-    whole = attack_images(net, x, y, quick(part, "4/255"))
+    threat = Threat("square", "4/255", preset="aa-quick", backend=backend)
+    whole = attack_images(net, x, y, threat)
     order = torch.randperm(40, generator=generator(0, "order"))
-    assert torch.equal(attack_images(net, x[order], y[order], quick(part, "4/255"), index=order).images, whole.images[order])
-    step = PRESETS["aa-quick"]["chunk"]
-    rest = attack_images(net, x[step:], y[step:], quick(part, "4/255"), index=range(step, 40))
-    assert torch.equal(rest.images, whole.images[step:]), "a run may be resumed at a chunk"
+    assert torch.equal(attack_images(net, x[order], y[order], threat, index=order).images, whole.images[order])
 
 
-@pytest.mark.parametrize("part", ("apgd-ce", "square"))
-def test_every_chunk_has_its_own_noise(part):
-    net, x, y = world(n=32)
-    with torch.no_grad(): y = net(x).argmax(1)
-    twice = attack_images(net, torch.cat([x, x]), torch.cat([y, y]), quick(part, "4/255")).images
-    assert not torch.equal(twice[:32], twice[32:]), "the same 32 images in two chunks"
+def test_sharing_changes_nothing():
+    "Each threat of a run gets what it would get alone, and the work adds up to less"
+    net, x, y = world(n=40)
+    for text in ("fgsm@2/255,fgsm@8/255", "pgd@4/255@3,pgd@4/255@7", "cw@4/255@3,cw@4/255@7", "fab-t@2/255,fab-t@6/255", "aa-quick@2/255,aa-quick@4/255,aa-quick@8/255"):
+        [run] = together(parse_threats(text, "aa-quick"))
+        shared, alone = attack_together(net, x, y, run), [attack_images(net, x, y, t) for t in run]
+        assert all(torch.equal(a.flags, b.flags) for a, b in zip(shared, alone)), text
+        assert sum(a.gradients for a in shared) < sum(b.gradients for b in alone), text
+
+
+def test_what_shares_a_run():
+    runs = [[str(t) for t in run] for run in together(threat_list("paper"))]
+    assert ["fgsm@2/255", "fgsm@4/255", "fgsm@8/255"] in runs and ["pgd@2/255@5", "pgd@2/255@10"] in runs and ["pgd@8/255@10"] in runs
+    assert [f"fab-t@{k}/255" for k in (1, 2, 3, 4)] in runs and ["square@1/255"] in runs and [f"aa-paper@{k}/255" for k in (1, 2, 3, 4)] in runs
+    assert sum(map(len, runs)) == 33
+    assert len(together(parse_threats("pyautoattack:fab-t@1/255,pyautoattack:fab-t@2/255"))) == 2, "a library shares nothing"
 
 
 def test_noise_belongs_to_the_image():
@@ -287,12 +308,38 @@ def test_autoattack_is_the_conjunction():
 
 
 def test_work_is_counted():
+    "Ten images, eight of them right: each is asked once before, and once for the verdict"
     net, x, y = world(n=10)
-    work = lambda threat: ((out := attack_images(net, x, y, threat)).gradients, out.forwards)
-    assert work(Threat("fgsm")) == (10, 20)
-    assert work(Threat("pgd", steps=5)) == (50, 60)
-    assert work(Threat("cw", steps=7)) == (70, 80)
-    assert work(Threat("apgd-ce", preset="aa-quick"))[0] == 11 * 8, "steps + 1 gradients for each image that is right"
+    work = lambda threat, **kw: ((out := attack_images(net, x, y, threat, **kw)).gradients, out.forwards)
+    assert work(Threat("fgsm")) == (8, 10 + 16)
+    assert work(Threat("pgd", steps=5)) == (5 * 8, 10 + 6 * 8)
+    assert work(Threat("cw", steps=7)) == (7 * 8, 10 + 8 * 8)
+    assert work(Threat("pgd", steps=5), healed=True) == (50, 10 + 60)
+    assert work(Threat("fgsm"), right=torch.zeros(10).bool()) == (0, 0), "told beforehand"
+
+
+def survivors(net, x, y, name, preset="aa-quick", eps="1/255"):
+    "The images that survive, attacked again by themselves"
+    keep = attack_images(net, x, y, Threat(name, eps, preset=preset)).flags.nonzero()[:, 0]
+    out = attack_images(net, x[keep], y[keep], Threat(name, eps, preset=preset), index=keep, right=torch.ones(len(keep)).bool())
+    assert out.flags.all() and len(keep) > 5
+    return out, len(keep)
+
+
+@pytest.mark.parametrize("preset", ("aa-quick", "aa-paper"))
+def test_survivors_have_had_everything(preset):
+    "Speed is not bought with weakness: who counts as robust has had all iterations, all targets, all queries"
+    net, x, y = world(n=30)
+    p = PRESETS[preset]
+    targets = min(p["targets"] or 9, 9)
+    out, n = survivors(net, x, y, "apgd-ce", preset)
+    assert (out.gradients, out.forwards) == (n * p["steps"], n * (p["steps"] + 2))
+    out, n = survivors(net, x, y, "apgd-t", preset)
+    assert (out.gradients, out.forwards) == (n * p["steps"] * targets, n * ((p["steps"] + 1) * targets + 2))
+    out, n = survivors(net, x, y, "fab-t", preset)
+    assert (out.gradients, out.forwards) == (n * p["steps"] * targets, n * (2 * p["steps"] * targets + 2))
+    out, n = survivors(net, x, y, "square", "aa-quick")
+    assert (out.gradients, out.forwards) == (0, n * (PRESETS["aa-quick"]["queries"] + 2))
 
 
 # No trace is left
@@ -406,7 +453,7 @@ def test_rounding_errors_are_forgiven():
 def test_a_broken_attack_is_found_out(name, monkeypatch):
     net, x, y = world(n=6)
     for broken in (lambda x: x + 0.2, lambda x: x * torch.nan, lambda x: x[:3], lambda x: x.double()):
-        monkeypatch.setattr(attack[name], "bare", lambda model, x, y, threat: broken(x))
+        monkeypatch.setattr(attack[name], "bare", lambda model, x, y, threats: iter([broken(x)]) if attack[name].sharing else broken(x))
         with pytest.raises(RuntimeError, match="the attack is broken"): attack_images(net, x, y, Threat(name))
 
 
@@ -429,7 +476,8 @@ def test_named_lists():
     assert {t.preset for t in threat_list("paper")} == {"", "aa-paper"} and {t.alpha for t in threat_list("paper") if t.alpha} == {"2/255"}
     assert {t.eps for t in threat_list("quick", "digits")} == {"8/255", "32/255"} and {t.eps for t in threat_list("quick", "cifar10")} == {"2/255", "8/255"}
     assert threat_list("auto", protocol="full") == threat_list("headline") and threat_list("none") == []
-    assert expand(parse_threats("aa-quick@1/255,square@1/255")) != [] and len(threat_list("aa-quick@1/255,aa-quick@1/255")) == 5
+    assert len(threat_list("aa-quick@1/255,aa-quick@1/255")) == 1
+    assert [t.attack for t in threat_list("headline")] == ["fgsm", "pgd", "cw", "autoattack"] and {t.preset for t in threat_list("headline")} == {"", "aa-standard"}
 
 
 @pytest.mark.parametrize("k", (1, 2, 3, 4, 8, 32))
@@ -439,7 +487,7 @@ def test_eps_is_exact(k):
 
 
 def test_short_form_goes_round():
-    for threat in threat_list("fgsm@3/255,pgd@0.03@7,cw@8/255@1,aa-quick@2/255,ta:VMIFGSM@4/255@5"):
+    for threat in threat_list("fgsm@3/255,pgd@0.03@7,cw@8/255@1,aa-quick@2/255,ta:VMIFGSM@4/255@5,torchattacks:aa-paper@1/255,pyautoattack:fab-t@1/255"):
         preset = threat.preset or "aa-standard"
         assert parse_threats(str(threat), preset) == [threat]
     assert at_eps(Threat("pgd", "4/255"), "32/255").alpha == "8/255" and at_eps(Threat("fgsm"), "8/255") == Threat("fgsm", "8/255")

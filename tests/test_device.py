@@ -19,8 +19,8 @@ from test_distillers import WORKING, distil
 from tiny import NETWORK, tiny_data
 
 PACKAGE = Path(ddrobust_nb.__file__).parent
-SCANNED = [PACKAGE / "train.py", *sorted((PACKAGE / "distillers").glob("[!_]*.py")), PACKAGE / "attacks" / "pgd.py", PACKAGE / "attacks" / "cw.py"]
-WAITS = {"item", "cpu", "cuda", "numpy", "tolist", "synchronize"}                # Methods that wait for the device
+SCANNED = [PACKAGE / "train.py", *sorted((PACKAGE / "distillers").glob("[!_]*.py")), *(PACKAGE / "attacks" / f"{name}.py" for name in ("queries", "fgsm", "pgd", "cw", "apgd", "fab", "square"))]
+WAITS = {"item", "cpu", "cuda", "numpy", "tolist", "synchronize", "nonzero"}              # Methods that wait for the device
 CASTS = {"float", "int", "bool"}                                                 # Of a tensor they wait as well,
 TRUTHS = {"isfinite", "isnan", "any", "all", "equal", "allclose"}                # and so does `if` of one of these
 LOOKS = {"look", "due"}                                                          # What guards a look
@@ -32,6 +32,11 @@ COLD = {
     "dc": {"check_loss": "at a look", "_state": "at a save", "pixels": "at a look and at the end"},
     "mtt": {"train_expert": "copies the weights once an epoch", "__init__": "before the run", "_opened": "before the run", "_check_path": "before the run", "__init__": "before the run", "state": "at a save", "_check_finite": "at a look"},
     "sre2l": {"squeeze": "before the run", "_check_loss": "at a look", "state": "at a save", "images": "at a save and after each piece", "pixels": "at a look and at the end", "as_jpeg": "at the end"},
+    "queries": {"__init__": "once per chunk", "passes_before_compiling": "once per chunk"},
+    "fgsm": {"show_adversarial": "a picture"},
+    "apgd": {"fresh": "at a look", "apgd_t": "asks between two targets which images are left"},
+    "fab": {"fab_t": "asks between two targets which images are left"},
+    "square": {"own_luck": "on the CPU, for some hundred queries at once", "square": "luck is drawn on the CPU, for some hundred queries at once"},
 }
 ALLOWED_CALLS = {("sre2l", "_recover_step", "images")}                           # After each piece: once in so many iterations
 

@@ -16,7 +16,7 @@ from ddrobust_nb.results.report import Result, check_table, footnotes, frame, ma
 from tiny import NETWORK, measured, same_results, tiny_cell, tiny_data
 
 FIELDS = """dataset method ipc set_seed set_key distill_network network seed best protocol select attack preset norm eps eps_255 steps alpha n_clean clean clean_last
-clean_best n clean_n robust drop_rate gradients forwards seconds peak_mb device versions commit data_fingerprint warnings key""".split()
+clean_best n clean_n robust drop_rate gradients forwards seconds peak_mb device versions commit data_fingerprint warnings key backend any_iterate carry""".split()
 ROW = Result(dataset="digits", method="dm", ipc=1, set_seed=0, set_key="a" * 16, distill_network="ConvNetD3", network="ConvNetD3", seed=0, best=False, protocol="full", select="last",
              attack="fgsm", preset="", norm="Linf", eps="8/255", eps_255=8.0, steps=1, alpha=None, n_clean=500, clean=0.8, clean_last=0.8, clean_best=0.9, n=100, clean_n=0.8, robust=0.5,
              drop_rate=0.375, gradients=100, forwards=200, seconds=1.5, peak_mb=10.0, device="cpu", versions="demo 1", commit="", data_fingerprint="d" * 16, warnings=(), key="k")
@@ -145,7 +145,7 @@ def ran(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(dataset, "tiny", lambda root: four_classes())
         torch.set_num_threads(1)
-        cells = [tiny_cell(tmp_path_factory.mktemp("store"), attacks="fgsm@8/255,pgd@8/255@3,aa-quick@8/255", n_models=3, n_test=12) for _ in range(2)]
+        cells = [tiny_cell(tmp_path_factory.mktemp("store"), attacks="fgsm@8/255,pgd@8/255@3,apgd-ce@8/255,apgd-t@8/255,fab-t@8/255,square@8/255,aa-quick@8/255", n_models=3, n_test=12) for _ in range(2)]
         return [(run_stages(c), run_stages(baseline_cell(c))) for c in cells]
 
 

@@ -175,7 +175,7 @@ def test_what_a_stage_depends_on():
     assert training | {"distilled.random", "distilled.kmeans", "distilled.herd", "distillers.dm.dm_loss", "distillers.dm._dm_step"} <= found["distil"]
     assert training | {"results.cell._write_model", "train._finish", "data.test_subset"} <= found["train"]
     assert {"attacks.pgd.ascend", "attacks.cw.margin_loss", "attacks.fgsm.fgsm", "attacks.autoattack.run_part", "attacks.threat.unit_noise", "attacks.threat.Threat",
-            "attacks.threat.PRESETS", "attacks.robustness.run_threat", "data.test_subset"} <= found["attack"]
+            "attacks.threat.PRESETS", "attacks.robustness.run_threats", "data.test_subset"} <= found["attack"]
     for names in found.values(): assert not {n for n in names if n.startswith(("results.report", "frequency", "results.store", "results.paper", "doctables"))}
     assert not any(n.startswith("attacks.") for n in found["distil"] | found["train"]) and not any(n.startswith("distillers.") for n in found["train"] | found["attack"])
     assert {"distillers.dc._step", "distillers.dc.rows_apart", "distillers.mtt.adjoint", "distillers.mtt.train_expert", "distillers.tesla.tesla", "distillers.sre2l._recover_step"} <= found["distil"]

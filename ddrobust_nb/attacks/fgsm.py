@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .queries import loss_gradient
 from .threat import Threat, attack
 
 # %% ../../nbs/attacks/20_fgsm.ipynb #c007
@@ -35,18 +36,19 @@ def pixel_gradient(
     loss=cross_entropy,  # Maps logits and labels to one number per image
 ) -> torch.Tensor:       # [n,C,H,W]
     "Gradient of each image's loss with respect to its pixels"
-    x = x.detach().requires_grad_()
-    return torch.autograd.grad(loss(model(x), y).sum(), x)[0]
+    return loss_gradient(model, x, lambda z: loss(z, y))[2]
 
-# %% ../../nbs/attacks/20_fgsm.ipynb #c017
-@attack
+# %% ../../nbs/attacks/20_fgsm.ipynb #c016
+@attack.named("fgsm", sharing="eps")
 def fgsm(
-    model:nn.Module, x:torch.Tensor, y:torch.Tensor, threat:Threat,
-) -> torch.Tensor:
+    model:nn.Module, x:torch.Tensor, y:torch.Tensor,
+    threats:list,  # That differ in eps only
+):                 # Yields the adversarial images of each
     "One step of size eps along the sign of the gradient"
-    return (x + threat.eps_value * pixel_gradient(model, x, y).sign()).clamp(0, 1)
+    sign = pixel_gradient(model, x, y).sign()
+    for threat in threats: yield (x + threat.eps_value * sign).clamp(0, 1)
 
-# %% ../../nbs/attacks/20_fgsm.ipynb #c020
+# %% ../../nbs/attacks/20_fgsm.ipynb #c019
 def show_adversarial(
     x:torch.Tensor,    # Images [n,C,H,W]
     adv:torch.Tensor,  # The attacked images

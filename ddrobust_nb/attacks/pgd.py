@@ -9,30 +9,34 @@ __all__ = ['ascend', 'pgd']
 import torch
 from torch import nn
 
-from .fgsm import cross_entropy, pixel_gradient
-from .threat import Threat, attack
+from .fgsm import cross_entropy
+from .queries import loss_gradient
+from .threat import attack
 
 # %% ../../nbs/attacks/21_pgd.ipynb #c009
 def ascend(
     model:nn.Module, x:torch.Tensor, y:torch.Tensor,
-    threat:Threat,       # eps, steps, alpha, random_start
+    threats:list,        # That differ in steps only, the fewest first: eps, steps, alpha, random_start
     noise:torch.Tensor,  # In [-1,1]: the start, as a share of eps
     loss=cross_entropy,  # What to climb: maps logits and labels to one number per image
-) -> torch.Tensor:       # The last iterate
+):                       # Yields, for each, the last iterate, and which images were right at every one before
     "Sign steps up a loss, projected onto the ball and onto [0,1] after each"
-    eps, alpha = threat.eps_value, threat.alpha_value
-    adv = (x + eps * noise).clamp(0, 1) if threat.random_start else x
-    for _ in range(threat.steps):
-        moved = adv + alpha * pixel_gradient(model, adv, y, loss).sign()
-        adv = (x + (moved - x).clamp(-eps, eps)).clamp(0, 1)
-    return adv
+    eps, alpha, done = threats[0].eps_value, threats[0].alpha_value, 0
+    adv, always = (x + eps * noise).clamp(0, 1) if threats[0].random_start else x, torch.ones_like(y, dtype=torch.bool)
+    for threat in threats:
+        for _ in range(threat.steps - done):
+            z, _, g = loss_gradient(model, adv, lambda z: loss(z, y))
+            always = always & (z.argmax(1) == y)
+            adv = (x + (adv + alpha * g.sign() - x).clamp(-eps, eps)).clamp(0, 1)
+        done = threat.steps
+        yield adv, always
 
 # %% ../../nbs/attacks/21_pgd.ipynb #c010
-@attack
+@attack.named("pgd", sharing="steps")
 def pgd(
-    model:nn.Module, x:torch.Tensor, y:torch.Tensor, threat:Threat,
+    model:nn.Module, x:torch.Tensor, y:torch.Tensor, threats:list,
     *,
     noise:torch.Tensor,  # One per image
-) -> torch.Tensor:
+):
     "Projected gradient ascent on the cross-entropy; the last iterate counts"
-    return ascend(model, x, y, threat, noise)
+    return ascend(model, x, y, threats, noise)

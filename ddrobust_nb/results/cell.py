@@ -7,7 +7,7 @@ __all__ = ['PARAMETERS', 'TEXT', 'VERSIONS', 'NEUTRAL', 'check_types', 'given_pa
            'check_network', 'check_n_test', 'identify', 'plan_cell', 'set_digest', 'cell_config', 'summary',
            'Distilled', 'upstream_parts', 'read_teacher', 'distil_cell', 'Trained', 'train_one', 'train_cell',
            'read_weights', 'load_checkpoint', 'attack_key', 'attack_one', 'check_one', 'versions', 'commit', 'rows_of',
-           'Finished', 'attack_cell', 'finish_cell', 'run_stages', 'baseline_cell', 'write_out']
+           'carried_over', 'Finished', 'attack_cell', 'finish_cell', 'run_stages', 'baseline_cell', 'write_out']
 
 # %% ../../nbs/results/54_cell.ipynb #c002
 from ..core import InputError, check_choice, check_int, check_path, pick_device, unknown_name
@@ -18,14 +18,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 import ddrobust_nb, ddrobust_nb.distillers
-from ..attacks.robustness import Evaluation, attack_checks, attacked_index, drop_rate, evaluate, model_checks
+from ..attacks.checks import attack_checks, model_checks
+from ..attacks.metrics import carried, drop_rate
+from ..attacks.robustness import Evaluation, attacked_index, evaluate
 from ..attacks.threat import Threat, threat_list
 from ..data import Data, as_pixels, load_data
 from ..distilled import DistilledSet, distiller, load_set, own_options, save_set
 from ..networks import make_network
 from ..protocols import PROTOCOLS, Protocol, preset_options, protocol_for, recipe_for
 from .report import Result, write_results
-from .store import Store, cached, check_writable, find_store, sha256_of, stage_key, write_json
+from .store import Store, cached, cached_together, check_writable, find_store, sha256_of, stage_key, write_json
 from ..train import History, Recipe, fit, frozen, predict, relabelling, training_labels
 
 # %% ../../nbs/results/54_cell.ipynb #c005
@@ -89,7 +91,7 @@ class Cell:
     name = property(lambda self: f"{self.dataset}, {self.method}" + (f", ipc {self.ipc}" if self.ipc else ""))
 
 # %% ../../nbs/results/54_cell.ipynb #c019
-VERSIONS = {"expert": 1, "teacher": 1, "distil": 3, "train": 2, "attack": 1}
+VERSIONS = {"expert": 1, "teacher": 1, "distil": 3, "train": 2, "attack": 2}
 
 # %% ../../nbs/results/54_cell.ipynb #c021
 def complete_options(method:str, protocol:str, data:Data, ipc:int, options:dict, network:str="auto") -> dict:
@@ -374,12 +376,14 @@ def load_checkpoint(cell:Cell) -> Trained:
 
 # %% ../../nbs/results/54_cell.ipynb #c065
 def _write_evaluation(e, folder):
-    save_file({"index": e.index, "flags": e.flags.to(torch.uint8)}, folder/"flags.safetensors")
+    always = {} if e.always is None else {"always": e.always.to(torch.uint8)}
+    save_file({"index": e.index, "flags": e.flags.to(torch.uint8), **always}, folder/"flags.safetensors")
     write_json(folder/"evaluation.json", dict(gradients=e.gradients, forwards=e.forwards, seconds=e.seconds, peak_mb=e.peak_mb, warnings=list(e.warnings)))
 
 def _read_evaluation(folder, threat):
     tensors, said = load_file(folder/"flags.safetensors"), json.loads((folder/"evaluation.json").read_text(encoding="utf-8"))
-    return Evaluation(threat, tensors["index"], tensors["flags"].bool(), **{**said, "warnings": tuple(said["warnings"])})
+    always = tensors["always"].bool() if "always" in tensors else None
+    return Evaluation(threat, tensors["index"], tensors["flags"].bool(), **{**said, "warnings": tuple(said["warnings"])}, always=always)
 
 # %% ../../nbs/results/54_cell.ipynb #c066
 def attack_key(cell:Cell, model:Trained, threat:Threat) -> str:
@@ -388,9 +392,10 @@ def attack_key(cell:Cell, model:Trained, threat:Threat) -> str:
 
 # %% ../../nbs/results/54_cell.ipynb #c068
 def attack_one(cell:Cell, model:Trained) -> list:
-    "All evaluations of one model, each kept in the store as soon as it is finished"
-    def keep(threat, work):
-        return cached(cell.store, "attack", attack_key(cell, model, threat), asdict(threat), work, _write_evaluation, lambda folder: _read_evaluation(folder, threat))
+    "All evaluations of one model, each kept in the store as soon as those it shares work with are finished"
+    def keep(threats, work):
+        keys = {t: attack_key(cell, model, t) for t in threats}
+        return cached_together(cell.store, "attack", keys, asdict, work, _write_evaluation, _read_evaluation).values()
     return evaluate(model.model, cell.data, cell.threats, n_test=cell.n_test, seed=cell.seed, device=cell.device, keep=keep)
 
 # %% ../../nbs/results/54_cell.ipynb #c070
@@ -423,10 +428,21 @@ def rows_of(cell:Cell, distilled:Distilled, models:list, evaluations:list, check
     "The result rows of a cell: one per model and attack setting; one without attack per model where there is none"
     best = max(range(len(models)), key=lambda i: models[i].clean)
     nothing = Evaluation(None, attacked_index(cell.data, cell.n_test), torch.zeros(0))
-    return [_row(cell, distilled, m, i == best, e, c) for i, (m, es, c) in enumerate(zip(models, evaluations, checks)) for e in es or [nothing]]
+    return [_row(cell, distilled, m, i == best, e, c, carried_over(e, es)) for i, (m, es, c) in enumerate(zip(models, evaluations, checks)) for e in es or [nothing]]
 
-# %% ../../nbs/results/54_cell.ipynb #c077
-def _row(cell, distilled, m, best, e, checks):
+# %% ../../nbs/results/54_cell.ipynb #c078
+def carried_over(
+    e:Evaluation,  # AutoAttack at one eps
+    others:list,   # Evaluations of the same model
+) -> float:        # None where there is nothing to carry
+    "Accuracy under AutoAttack with carry: broken at this eps or at a smaller one that was evaluated"
+    if not e.threat or e.threat.attack != "autoattack": return None
+    same = [o for o in others if replace(o.threat, eps=e.threat.eps) == e.threat and o.threat.eps_value <= e.threat.eps_value]
+    rising = torch.stack([o.flags for o in sorted(same, key=lambda o: o.threat.eps_value)])
+    return carried(rising)[-1].double().mean().item() if len(same) > 1 else None
+
+# %% ../../nbs/results/54_cell.ipynb #c080
+def _row(cell, distilled, m, best, e, checks, carry):
     t, clean_n = e.threat, m.right[e.index].double().mean().item()
     robust = e.robust if t else None
     attack = dict(attack=t.attack, preset=t.preset, norm=t.norm, eps=t.eps, eps_255=t.eps_255, steps=t.steps, alpha=t.alpha) if t else \
@@ -436,11 +452,12 @@ def _row(cell, distilled, m, best, e, checks):
                   n_clean=len(m.right), clean=m.clean, clean_last=m.clean_last, clean_best=m.clean_best, n=len(e.index), clean_n=clean_n, robust=robust,
                   drop_rate=drop_rate(clean_n, robust) if t else None, gradients=e.gradients, forwards=e.forwards, seconds=e.seconds, peak_mb=e.peak_mb,
                   device=_device_name(cell.device), versions=versions(), commit=commit(), data_fingerprint=cell.data.fingerprint,
-                  warnings=tuple(c.code for c in checks if not c.ok), key=attack_key(cell, m, t) if t else m.key)
+                  warnings=tuple(c.code for c in checks if not c.ok), key=attack_key(cell, m, t) if t else m.key,
+                  backend=t.backend if t else "", any_iterate=None if e.always is None else e.always.double().mean().item(), carry=carry)
 
 def _device_name(device): return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else str(device)
 
-# %% ../../nbs/results/54_cell.ipynb #c079
+# %% ../../nbs/results/54_cell.ipynb #c082
 @dataclass(frozen=True)
 class Finished:
     "What a cell left: set, models, evaluations, checks and rows"
@@ -451,7 +468,7 @@ class Finished:
     checks: list       # One list per model
     rows: list
 
-# %% ../../nbs/results/54_cell.ipynb #c080
+# %% ../../nbs/results/54_cell.ipynb #c083
 def attack_cell(cell:Cell, models:list) -> list:
     "The evaluations of every model"
     return [attack_one(cell, m) for m in models]
@@ -461,20 +478,20 @@ def finish_cell(cell:Cell, distilled:Distilled, models:list, evaluations:list) -
     checks = [check_one(cell, m, es) for m, es in zip(models, evaluations)]
     return Finished(cell, distilled, models, evaluations, checks, rows_of(cell, distilled, models, evaluations, checks))
 
-# %% ../../nbs/results/54_cell.ipynb #c081
+# %% ../../nbs/results/54_cell.ipynb #c084
 def run_stages(cell:Cell) -> Finished:
     "All stages of a cell; what is finished comes from the store"
     distilled = distil_cell(cell)
     models = train_cell(cell, distilled)
     return finish_cell(cell, distilled, models, attack_cell(cell, models))
 
-# %% ../../nbs/results/54_cell.ipynb #c084
+# %% ../../nbs/results/54_cell.ipynb #c087
 def baseline_cell(cell:Cell) -> Cell:
     "The same cell with random real images, or None where that makes no sense"
     if cell.method in ("random", "whole") or cell.checkpoint or not cell.ipc: return None
     return replace(cell, method="random", options={}, ready=None)
 
-# %% ../../nbs/results/54_cell.ipynb #c087
+# %% ../../nbs/results/54_cell.ipynb #c090
 def write_out(
     *finished:Finished,  # The cell itself first, then what stands beside it
 ) -> list:               # All rows
@@ -489,7 +506,7 @@ def write_out(
     for f in finished: _write_models(cell.out, f)
     return rows
 
-# %% ../../nbs/results/54_cell.ipynb #c088
+# %% ../../nbs/results/54_cell.ipynb #c091
 def _write_models(out, f):
     if f.distilled.dset and not f.cell.ready and f.cell.method != "whole":
         folder = save_set(f.distilled.dset, out/f"set-{f.cell.method}")

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['stage_key', 'replacing', 'write_json', 'sha256_of', 'Store', 'write_artefact', 'DamagedArtefact', 'what_is_wrong',
-           'find_artefact', 'state_path', 'save_state', 'load_state', 'cached', 'find_store', 'check_writable']
+           'find_artefact', 'state_path', 'save_state', 'load_state', 'cached', 'cached_together', 'find_store',
+           'check_writable']
 
 # %% ../../nbs/results/50_store.ipynb #c002
 from ..core import InputError, check_path
@@ -169,6 +170,25 @@ def cached(
     return read(folder)
 
 # %% ../../nbs/results/50_store.ipynb #c035
+def cached_together(
+    store:Store,
+    stage:str,
+    keys:dict,  # item -> key
+    card,       # item -> what its artefact is
+    make,       # make(items, state, save) -> values, for the items that are missing
+    write,      # write(value, folder)
+    read,       # read(folder, item) -> value
+) -> dict:      # item -> value
+    "The values of several items of a stage, the missing ones made in one go and kept each by itself"
+    found = {item: folder for item, key in keys.items() if (folder := find_artefact(store, stage, key))}
+    if missing := [item for item in keys if item not in found]:
+        together = stage_key(stage, 0, {"together": [keys[item] for item in missing]})
+        values = make(missing, load_state(store, stage, together), lambda state: save_state(store, stage, together, state))
+        for item, value in zip(missing, values): found[item] = write_artefact(store, stage, keys[item], card(item), lambda f: write(value, f))
+        state_path(store, stage, together).unlink(missing_ok=True)
+    return {item: read(found[item], item) for item in keys}
+
+# %% ../../nbs/results/50_store.ipynb #c038
 def find_store(
     path:str="",  # A folder, or "" for DDROBUST_STORE, else `runs/` of the checkout upward from here, else ./runs
 ) -> Store:
@@ -179,7 +199,7 @@ def find_store(
         if (folder/"settings.ini").is_file() and (folder/"runs").is_dir(): return Store(folder/"runs")
     return Store(Path.cwd()/"runs")
 
-# %% ../../nbs/results/50_store.ipynb #c038
+# %% ../../nbs/results/50_store.ipynb #c041
 def check_writable(
     name:str,  # The argument, for the message
     path,      # A folder, existing or not

@@ -403,8 +403,8 @@ def check_one(cell:Cell, model:Trained, evaluations:list) -> list:
     "The self-checks of one model"
     index = attacked_index(cell.data, cell.n_test)[:1000]
     eps = min((e.threat.eps for e in evaluations), key=lambda t: Threat("fgsm", t).eps_value, default="2/255")
-    asked = model_checks(model.model, as_pixels(cell.data.test_images[index]), cell.data.test_labels[index], index, eps, seed=cell.seed, device=cell.device)
-    return asked + attack_checks(evaluations)
+    asked = model_checks(model.model, as_pixels(cell.data.test_images[index]), cell.data.test_labels[index], index, eps, seed=cell.seed, device=cell.device, clean=model.right[index])
+    return asked + attack_checks(evaluations, clean=model.right[attacked_index(cell.data, cell.n_test)])
 
 # %% ../../nbs/results/54_cell.ipynb #c073
 @functools.cache

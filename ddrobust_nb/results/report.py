@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import pandas as pd
+from ..attacks.checks import EXPLAINED
 from ..attacks.metrics import wilson
 from ..core import InputError
 from .paper import METHODS, paper_row
@@ -166,6 +167,7 @@ def footnotes(rows) -> list:
     if (df["preset"] == REDUCED).any(): notes.append(f"{REDUCED}: fewer iterations, targets and queries than AutoAttack: an upper bound of robust accuracy.")
     fired = sorted({w for ws in df["warnings"] for w in ws})
     notes.append(f"Self-checks that fired: {', '.join(fired)}." if fired else "All self-checks hold.")
+    notes += [f"{code}: {EXPLAINED[code]}" for code in fired if code in EXPLAINED]
     if (df["dataset"].isin(["cifar10", "cifar100", "tinyimagenet", "imagenet1k"])).any(): notes.append("A star marks a number of the paper that is doubtful; see the notebook on the paper.")
     return notes
 

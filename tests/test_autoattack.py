@@ -1,0 +1,263 @@
+"""Our APGD, FAB and Square against the code of their authors with the same draws, against themselves in other orders, and what a whole evaluation does.
+
+Golden flags are in test_attacks.py; that file also holds the contract that every attack has to keep."""
+import copy
+
+import pytest
+import torch
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+from pyautoattack.fab_pt import FABAttack_PT
+from pyautoattack.square import SquareAttack
+from torch import nn
+
+from ddrobust_nb.attacks import apgd as apgd_module, fab as fab_module, square as square_module, threat as threat_module
+from ddrobust_nb.attacks.apgd import apgd, apgd_t, look_backs, other_classes
+from ddrobust_nb.attacks.autoattack import autoattack_flags
+from ddrobust_nb.attacks.fab import fab, to_plane, water_level
+from ddrobust_nb.attacks.fgsm import cross_entropy
+from ddrobust_nb.attacks.queries import PIECES, Counted, in_pieces, may_look, pieces
+from ddrobust_nb.attacks.robustness import Evaluation, evaluate, expected_cost, parts_of, run_threats, work_per_survivor
+from ddrobust_nb.attacks.square import AHEAD, share_of_image, side_of_square, square_search
+from ddrobust_nb.attacks.threat import PARTS, Threat, attack_images, parse_threats, threat_list, together
+from ddrobust_nb.core import InputError, generator
+from tiny import tiny_data
+
+EPS = 6 / 255
+
+
+def world(n=24, classes=10, size=(12, 12), channels=3, seed=0):
+    "A small random network in double precision, smooth enough for attacks, and images that it answers as labelled"
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    h, w = size
+    net = nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1), nn.GroupNorm(8, 8), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8 * (h // 2) * (w // 2), classes))
+    torch.set_rng_state(state)
+    net = net.double().eval().requires_grad_(False)
+    x = torch.rand(n, channels, h, w, generator=generator(seed, "x"), dtype=torch.double)
+    return net, x, net(x).argmax(1)
+
+
+def right_after(net, x, y): return net(x).argmax(1) == y
+
+
+# The authors' programs, with the same draws
+
+@pytest.mark.parametrize("eps", (1 / 255, 3 / 255, EPS))
+@pytest.mark.parametrize("steps", (10, 20, 100))
+def test_apgd_ce_is_that_of_the_authors(eps, steps):
+    net, x, y = world()
+    theirs = right_after(net, APGDAttack(net, n_iter=steps, norm="Linf", n_restarts=1, eps=eps, seed=7, loss="ce", eot_iter=1, rho=.75, device="cpu").perturb(x, y), y)
+    torch.manual_seed(7)
+    noise = (2 * torch.rand(x.shape) - 1).double()
+    adv, broken = apgd(net, x, y, eps, steps, noise, lambda z, i: cross_entropy(z, y[i]))
+    assert torch.equal(~broken, theirs) and torch.equal(right_after(net, adv, y), theirs)
+
+
+def test_the_worlds_are_neither_hopeless_nor_trivial():
+    "Else equal flags mean nothing"
+    net, x, y = world()
+    left = [attack_images(net, x, y, Threat("apgd-ce", eps, preset="aa-quick")).flags.double().mean() for eps in (1 / 255, 3 / 255, EPS)]
+    assert left[0] > left[-1] and any(0.1 < value < 0.9 for value in left)
+
+
+@pytest.mark.parametrize("eps", (1 / 255, 3 / 255))
+def test_apgd_t_is_that_of_the_authors(eps, monkeypatch):
+    net, x, y = world()
+    theirs = right_after(net, APGDAttack_targeted(net, n_iter=10, norm="Linf", n_restarts=1, eps=eps, seed=7, eot_iter=1, rho=.75, n_target_classes=3, device="cpu").perturb(x, y), y)
+    torch.manual_seed(7)
+    monkeypatch.setattr(apgd_module, "unit_noise", lambda shape, *_: 2 * torch.rand(shape) - 1)
+    monkeypatch.setitem(apgd_module.PRESETS, "aa-quick", dict(steps=10, targets=3))
+    adv = apgd_t.bare(net, x, y, Threat("apgd-t", eps, preset="aa-quick"), seed=0, index=torch.arange(len(x)))
+    assert torch.equal(right_after(net, adv, y), theirs)
+
+
+def test_fab_t_is_that_of_the_authors():
+    net, x, y = world()
+    classes = other_classes(net(x), 3)
+    dist = torch.stack([fab(net, x, y, t, 20)[1] for t in classes.T]).amin(0)
+    for eps in (1 / 255, 2 / 255, 4 / 255, 8 / 255):
+        adv = FABAttack_PT(net, norm="Linf", n_restarts=1, n_iter=20, eps=eps, seed=0, targeted=True, n_target_classes=3, verbose=False, device="cpu").perturb(x, y)
+        assert torch.equal(right_after(net, adv, y), dist > eps), eps
+        moved = (adv - x).abs().amax((1, 2, 3))
+        torch.testing.assert_close(moved[dist <= eps], dist[dist <= eps], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rescale", (False, True))
+@pytest.mark.parametrize("channels, size", ((3, (12, 12)), (1, (12, 12))))
+def test_square_is_that_of_the_authors(rescale, channels, size):
+    net, x, y = world(channels=channels, size=size)
+    queries, eps = 400, 4 / 255
+    adv = SquareAttack(net, norm="Linf", n_queries=queries, eps=eps, p_init=.8, n_restarts=1, seed=7, verbose=False, loss="margin", resc_schedule=rescale, device="cpu").perturb(x, y)
+    torch.manual_seed(7)
+    stripes = torch.rand(len(x), channels, 1, size[1]) > 0.5
+    table = torch.stack([torch.cat([torch.rand(1), torch.rand(1), torch.rand(channels, 1, 1).flatten()]) for _ in range(queries + AHEAD)])
+    ours, broken, had = square_search(net, x, y, eps, queries, rescale, stripes, lambda ids, query: table[query:query + AHEAD].expand(len(ids), -1, -1))
+    assert torch.equal(right_after(net, adv, y), ~broken) and 0 < broken.sum() < len(x)
+    torch.testing.assert_close(adv[broken], ours[broken], atol=1e-6, rtol=0)
+    assert (had[~broken] == queries + 1).all()
+
+
+# Their pieces
+
+def test_look_backs():
+    assert look_backs(100) == [22, 41, 57, 70, 80, 87, 93, 99] and look_backs(10) == [2, 3, 4, 5, 6, 7, 8, 9, 10] and look_backs(1) == [1]
+
+
+def test_schedule_of_square():
+    assert [share_of_image(q, 5000, False) for q in (0, 10, 11, 50, 51, 201, 501, 1001, 2001, 4001)] == [0.8, 0.8, 0.4, 0.4, 0.2, 0.1, 0.05, 0.025, 0.0125, 0.00625]
+    assert share_of_image(26, 5000, True) == 0.2 and share_of_image(4999, 5000, True) == 0.8 / 512
+    assert side_of_square(0.8, 32, 32) == 29 and side_of_square(1e-9, 32, 32) == 1 and side_of_square(0.8, 8, 64) == 8
+
+
+def test_water_level_is_exact():
+    g = generator(0, "water")
+    w, c = torch.rand(200, 30, generator=g, dtype=torch.double), torch.rand(200, 30, generator=g, dtype=torch.double)
+    c[:, ::7], w[:, ::5] = 0, 0
+    most = (w * c).sum(1)
+    for share in (0.0, 1e-6, 0.3, 0.999999):
+        lam = water_level(w, c, share * most)
+        torch.testing.assert_close((w * torch.minimum(lam[:, None], c)).sum(1), share * most)
+    assert torch.isinf(water_level(w, c, 1.01 * most)).all()
+    x = torch.rand(200, 30, generator=g, dtype=torch.double)
+    moved = x + to_plane(x, w - 0.5, 2 * most)
+    assert (moved >= 0).all() and (moved <= 1).all()
+
+
+@pytest.mark.parametrize("n", (1, 7, 8, 9, 31, 128, 200, 300))
+def test_pieces(n):
+    sizes, seen = pieces(n), []
+    assert set(sizes) <= set(PIECES) and 0 <= sum(sizes) - n < PIECES[-1]
+    x = torch.rand(n, 3)
+    assert torch.equal(in_pieces(lambda part: (seen.append(len(part)), part * 2)[1], x), x * 2) and seen == sizes
+
+
+# A GPU asks seldom: the answer must be that of a CPU, which asks always
+
+@pytest.mark.parametrize("name", (*PARTS, "autoattack"))
+def test_asking_seldom_changes_nothing(name, monkeypatch):
+    net, x, y = world(n=40)
+    t = Threat(name, "2/255", preset="aa-quick")
+    always = attack_images(net, x, y, t)
+    cuda = torch.device("cuda")
+    for module in (apgd_module, fab_module, square_module): monkeypatch.setattr(module, "may_look", lambda i, device: may_look(i, cuda))
+    seldom = attack_images(net, x, y, t)
+    assert torch.equal(always.flags, seldom.flags) and 0 < always.flags.sum() < len(x)
+    torch.testing.assert_close(always.images, seldom.images, atol=1e-9, rtol=0)
+    if name != "fab-t": assert seldom.forwards >= always.forwards
+
+
+# Compiled
+
+@pytest.mark.slow
+def test_compiled_models_give_the_same_flags(monkeypatch):
+    from ddrobust_nb.data import specs
+    from ddrobust_nb.networks import make_network
+    net = make_network("ConvNetD3-w16", specs["cifar10"]).eval()
+    x = torch.rand(40, 3, 32, 32, generator=generator(0, "compiled"))
+    y, flags = net(x).argmax(1), []
+    for rule in ("never", "always"):
+        monkeypatch.setenv("DDROBUST_COMPILE", rule)
+        flags.append([attack_images(net, x, y, Threat(name, "1/255", preset="aa-quick" if name in PARTS else "")).flags for name in ("pgd", *PARTS)])
+    assert all((a != b).sum() <= 1 for a, b in zip(*flags)) and 0 < sum(f.sum() for f in flags[0]) < 5 * 40
+
+
+def test_a_model_is_rented_before_it_is_bought(monkeypatch):
+    bought = []
+    monkeypatch.setattr("ddrobust_nb.attacks.queries.compiled_static", lambda model: bought.append(1) or model)
+    monkeypatch.setattr("ddrobust_nb.attacks.queries.passes_before_compiling", lambda model, device: 100)
+    net, x, y = world(n=40)
+    counted = Counted(net, y)
+    for _ in range(2): counted(x)
+    assert not bought
+    torch.testing.assert_close(counted(x), net(x))
+    counted(x)
+    assert bought == [1] and counted.forwards == 160, "filled-up pieces are not counted"
+
+
+# Shapes and classes
+
+@pytest.mark.parametrize("classes, size, channels", ((4, (8, 8), 1), (8, (8, 8), 3), (200, (16, 16), 3), (10, (28, 28), 1), (10, (64, 64), 3), (10, (128, 128), 3), (10, (8, 20), 3), (10, (20, 8), 1)))
+def test_any_shape(classes, size, channels):
+    net, x, y = world(6, classes, size, channels)
+    flags = {part: attack_images(net, x, y, Threat(part, "1/255", preset="aa-quick")).flags for part in PARTS}
+    assert torch.equal(attack_images(net, x, y, Threat("autoattack", "1/255", preset="aa-quick")).flags, autoattack_flags(flags))
+
+
+@pytest.mark.parametrize("name", (*PARTS, "autoattack"))
+def test_nothing_to_attack(name):
+    net, x, y = world(6)
+    t = Threat(name, "1/255", preset="aa-quick")
+    wrong = attack_images(net, x, (y + 1) % 10, t)
+    assert not wrong.flags.any() and torch.equal(wrong.images, x) and (wrong.gradients, wrong.forwards) == (0, 6)
+    assert attack_images(net, x[:0], y[:0], t).flags.shape == (0,)
+    broken = attack_images(net, x, y, Threat(name, "128/255", preset="aa-quick"))
+    assert not broken.flags.any()
+
+
+# Whole evaluations
+
+@pytest.fixture(scope="module")
+def cell():
+    "Data of four classes and a model that is right on most of it"
+    from ddrobust_nb.train import Recipe, fit
+    data = tiny_data((12, 13, 14, 12), tests=20)
+    return data, fit(data, network="ConvNetD3-w8", recipe=Recipe(epochs=15, batch=16, check_every=0), device="cpu")
+
+
+GRID = "fgsm@4/255,fgsm@16/255,pgd@8/255@3,pgd@8/255@6,apgd-ce@8/255,apgd-t@8/255,fab-t@8/255,square@8/255,fab-t@16/255,aa-quick@4/255,aa-quick@8/255,aa-quick@16/255"
+
+
+def test_an_evaluation_is_its_attacks(cell):
+    data, net = cell
+    threats = parse_threats(GRID, "aa-quick")
+    found = evaluate(net, data, threats, n_test=40, device="cpu")
+    assert [e.threat for e in found] == threats
+    alone = [evaluate(net, data, [t], n_test=40, device="cpu")[0] for t in threats]
+    assert all(torch.equal(a.flags, b.flags) for a, b in zip(found, alone))
+    by = {str(e.threat): e for e in found}
+    parts = {name: by[f"{name}@8/255"].flags for name in PARTS}
+    assert torch.equal(by["aa-quick@8/255"].flags, autoattack_flags(parts)) and len({int(f.sum()) for f in parts.values()}) > 1
+    assert all(e.always is None or (e.always <= e.flags).all() for e in found) and by["pgd@8/255@6"].always is not None
+    assert sum(e.gradients for e in found) < sum(e.gradients for e in alone)
+
+
+def test_no_autoattack_without_its_parts(cell):
+    data, net = cell
+    threats = parse_threats("apgd-ce@8/255,apgd-t@8/255,fab-t@8/255,square@8/255,aa-quick@8/255", "aa-quick")
+    lost = lambda ts, work: [e for e in work(ts) if e.threat.attack != "fab-t"]
+    with pytest.raises(InputError, match="fab-t missing"): evaluate(net, data, threats, n_test=20, device="cpu", keep=lost)
+
+
+@pytest.mark.parametrize("text", ("pgd@8/255@3,pgd@8/255@6", "fab-t@4/255,fab-t@8/255", "square@8/255", "aa-quick@4/255,aa-quick@8/255"))
+def test_killed_and_resumed(cell, text, monkeypatch):
+    data, net = cell
+    monkeypatch.setattr(threat_module, "chunk_size", lambda *a: 16)
+    monkeypatch.setenv("DDROBUST_AUTOSAVE", "0")
+    [group] = together(parse_threats(text, "aa-quick"))
+    run = lambda **kw: run_threats(net, data.test_images, data.test_labels, torch.arange(60), group, device="cpu", **kw)
+    whole, states = run(), []
+
+    def stop(state):
+        states.append(copy.deepcopy(state))
+        if len(states) == 2: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): run(save=stop)
+    assert 0 < states[-1]["done"] < 60
+    for a, b in zip(whole, run(state=states[-1])):
+        assert torch.equal(a.flags, b.flags) and (a.gradients, a.forwards) == (b.gradients, b.forwards)
+
+
+def test_the_cost_is_known_beforehand(cell):
+    "For an image that survives everything the count is exact"
+    data, net = cell
+    for t in parse_threats("pgd@0/255@6,apgd-ce@0/255,apgd-t@0/255,fab-t@0/255,square@0/255,aa-quick@0/255", "aa-quick"):
+        e, = evaluate(net, data, [t], n_test=20, device="cpu")
+        n, said = int(e.flags.sum()), work_per_survivor([t], 4)
+        assert abs((3 * e.gradients + (e.forwards - e.gradients)) / n - said) <= 0.12 * said + 4, str(t)
+    cost = expected_cost(net, data, threat_list("paper"), n_test=40, device="cpu")
+    assert 0 < cost.seconds <= cost.most and "if every image survived" in str(cost)
+
+
+def test_evaluations_know_their_parts():
+    t = Threat("autoattack", "1/255", preset="aa-paper", backend="torchattacks")
+    assert [str(p) for p in parts_of(t)] == [f"torchattacks:{part}@1/255" for part in PARTS] and {p.preset for p in parts_of(t)} == {"aa-paper"}
+    assert Evaluation(Threat("fgsm"), torch.arange(2), torch.tensor([True, False])).robust == 0.5

@@ -9,7 +9,7 @@ __all__ = ['water_level', 'to_plane', 'fab', 'fab_t']
 import torch
 from torch import nn
 
-from .apgd import fresh, other_classes
+from .apgd import other_classes, remaining
 from .queries import loss_gradient, may_look
 from .threat import PRESETS, attack
 
@@ -61,7 +61,7 @@ def fab(
         best[s["id"]] = torch.where(better[:, None, None, None], s["at"], best[s["id"]])
         dist[s["id"]] = torch.where(better, far, dist[s["id"]])
         s["at"] = torch.where(bad[:, None, None, None], s["x"] + 0.9 * (s["at"] - s["x"]), s["at"])
-        if look := may_look(i + 1, x.device): s = fresh(s, dist[s["id"]] > enough)
+        if look := may_look(i + 1, x.device): s = remaining(s, dist[s["id"]] > enough)
         if look and not len(s["id"]): break
     return best, dist
 

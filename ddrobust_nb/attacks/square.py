@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..core import generator
-from .apgd import fresh
+from .apgd import remaining
 from .cw import margin
 from .queries import may_look
 from .threat import PRESETS, Threat, attack, unit_noise
@@ -77,7 +77,7 @@ def square_search(
         s["hit"] = s["hit"] | wrong
         if (look := may_look(query + 1, x.device) or query == queries) and s["hit"].any():
             out[s["id"]], broken[s["id"]] = torch.where(s["hit"][:, None, None, None], s["best"], out[s["id"]]), s["hit"]
-            s = fresh(s, ~s["hit"])
+            s = remaining(s, ~s["hit"])
         if look and not len(s["id"]): break
     return out, broken, had
 

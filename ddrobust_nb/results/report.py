@@ -148,17 +148,19 @@ def table(
     "One line per method and attack setting, clean accuracy first"
     df = frame(rows)
     lines = []
-    for (method, ipc), cell in df.groupby(["method", "ipc"], sort=False, dropna=False):
-        lines.append(_clean_line(method, cell))
+    for (method, _, network), cell in df.groupby(["method", "ipc", "network"], sort=False, dropna=False):
         attacked = cell[cell["attack"] != "none"]
         groups = attacked.groupby(SETTING, sort=False, dropna=False)
-        lines += [_line(setting, g) for setting, g in groups if parts or g["attack"].iloc[0] not in ("apgd-ce", "apgd-t", "fab-t", "square")]
+        here = [_clean_line(method, cell)] + [_line(setting, g) for setting, g in groups if parts or g["attack"].iloc[0] not in ("apgd-ce", "apgd-t", "fab-t", "square")]
+        lines += [line | {"network": network} for line in here]
     out = pd.DataFrame(lines).rename(columns={"robust %": "accuracy %"})
+    network = out.pop("network")
+    if network.nunique() > 1: out.insert(2, "network", network)
     return out if variants else out.drop(columns=list(VARIANTS), errors="ignore")
 
 VARIANTS = ("any iterate %", "with carry %")
 
-# %% ../../nbs/results/53_report.ipynb #c027
+# %% ../../nbs/results/53_report.ipynb #c029
 def footnotes(rows) -> list:
     "What a reader of the table has to know, a sentence each"
     df, notes = frame(rows), []
@@ -171,7 +173,7 @@ def footnotes(rows) -> list:
     if (df["dataset"].isin(["cifar10", "cifar100", "tinyimagenet", "imagenet1k"])).any(): notes.append("A star marks a number of the paper that is doubtful; see the notebook on the paper.")
     return notes
 
-# %% ../../nbs/results/53_report.ipynb #c030
+# %% ../../nbs/results/53_report.ipynb #c032
 def plot_rows(
     rows,  # Of `Result`
 ):
@@ -194,14 +196,14 @@ def plot_rows(
     fig.tight_layout()
     return fig
 
-# %% ../../nbs/results/53_report.ipynb #c031
+# %% ../../nbs/results/53_report.ipynb #c033
 def _bar(ax, x, values, n, width, colour, label=None):
     mean = values.mean()
     low, high = wilson(mean, n)
     ax.bar(x, 100*mean, width, color=colour, alpha=0.75, label=label, yerr=[[100*(mean-low)], [100*(high-mean)]], error_kw=dict(lw=0.8, capsize=2))
     ax.plot([x] * len(values), 100*values, ".", color="black", ms=3)
 
-# %% ../../nbs/results/53_report.ipynb #c034
+# %% ../../nbs/results/53_report.ipynb #c036
 def plot_training(
     histories:dict,  # name -> `History` of a training
 ):
@@ -214,7 +216,7 @@ def plot_training(
     fig.tight_layout()
     return fig
 
-# %% ../../nbs/results/53_report.ipynb #c036
+# %% ../../nbs/results/53_report.ipynb #c038
 def save_figure(
     fig,
     folder,    # Gets `figures/NAME.png`
@@ -235,7 +237,7 @@ class _Shown:
     def _repr_png_(self): return self.png
     def __repr__(self): return "figure"
 
-# %% ../../nbs/results/53_report.ipynb #c039
+# %% ../../nbs/results/53_report.ipynb #c041
 def check_table(
     finished,  # Of `Finished`: a cell and what stands beside it
 ) -> pd.DataFrame:
@@ -246,7 +248,7 @@ def check_table(
             for c in checks: said.setdefault(c.code, []).append((c.ok, f"{f.cell.method}, seed {m.seed}: {c.text}"))
     return pd.DataFrame([{"check": code, "holds": all(ok for ok, _ in all_said), "says": next((t for ok, t in all_said if not ok), all_said[0][1])} for code, all_said in said.items()])
 
-# %% ../../nbs/results/53_report.ipynb #c041
+# %% ../../nbs/results/53_report.ipynb #c043
 def main(folder):
     "Print the table of a finished cell and where its files are"
     rows = read_results(folder)
@@ -255,7 +257,7 @@ def main(folder):
     files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.suffix in (".ipynb", ".png", ".json", ".safetensors"))
     sys.stdout.write("\n".join(out + [str(p) for p in files]) + "\n")
 
-# %% ../../nbs/results/53_report.ipynb #c043
+# %% ../../nbs/results/53_report.ipynb #c045
 if __name__ == "__main__" and "__file__" in globals():  # as a program, not in the notebook
     if len(sys.argv) != 2: sys.exit("usage: python -m ddrobust_nb.results.report FOLDER")
     try: main(sys.argv[1])

@@ -28,9 +28,9 @@ def data_root():
     return folder("DDROBUST_DATA")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def one_thread():
-    "Networks as small as those of the tests lose time on several threads"
+    "Networks as small as those of the tests lose time on several threads; for the whole session, since bits are compared between tests and what a module prepared"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

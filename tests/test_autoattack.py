@@ -53,6 +53,27 @@ def test_apgd_ce_is_that_of_the_authors(eps, steps):
     assert torch.equal(~broken, theirs) and torch.equal(right_after(net, adv, y), theirs)
 
 
+class Noting(nn.Module):
+    "A model that keeps what it is asked"
+    def __init__(self, net): super().__init__(); self.net, self.asked = net, []
+    def forward(self, x): self.asked.append(x.detach().clone()); return self.net(x)
+
+
+@pytest.mark.parametrize("steps", (10, 100))
+def test_every_iterate_of_apgd_is_that_of_the_authors(steps):
+    "Flags forgive much; where nobody is broken, all iterates can be compared"
+    net, x, y = world(n=200, dtype=torch.float)
+    theirs, ours, eps = Noting(net).eval(), Noting(net).eval(), 4 / 255
+    x = x[keep := attack_images(net, x, y, Threat("apgd-ce", "5/255")).flags]
+    y = y[keep]
+    APGDAttack(theirs, n_iter=steps, norm="Linf", n_restarts=1, eps=eps, seed=7, loss="ce", eot_iter=1, rho=.75, device="cpu").perturb(x, y)
+    torch.manual_seed(7)
+    _, broken = apgd(ours, x, y, eps, steps, 2 * torch.rand(x.shape) - 1, lambda z, i: cross_entropy(z, y[i]))
+    assert not broken.any() and len(x) > 15 and len(ours.asked) == steps + 1
+    near = [(a - b).abs() < 1e-3 * eps for a, b in zip(theirs.asked[-steps - 1:], ours.asked)]
+    assert all(n.float().mean() > 0.99 for n in near)
+
+
 def test_the_worlds_are_neither_hopeless_nor_trivial():
     "Else equal flags mean nothing"
     net, x, y = world()
@@ -192,6 +213,12 @@ def test_nothing_to_attack(name):
     assert attack_images(net, x[:0], y[:0], t).flags.shape == (0,)
     broken = attack_images(net, x, y, Threat(name, "128/255", preset="aa-quick"))
     assert not broken.flags.any()
+
+
+def test_in_turn_the_parts_only_see_what_is_left():
+    net, x, y = world(n=40)
+    work = {name: attack_images(net, x, y, Threat(name, "2/255", preset="aa-quick")).forwards for name in (*PARTS, "autoattack")}
+    assert work["autoattack"] < 0.8 * sum(work[part] for part in PARTS)
 
 
 # Whole evaluations

@@ -287,7 +287,7 @@ def test_sharing_changes_nothing():
 def test_what_shares_a_run():
     runs = [[str(t) for t in run] for run in together(threat_list("paper"))]
     assert ["fgsm@2/255", "fgsm@4/255", "fgsm@8/255"] in runs and ["pgd@2/255@5", "pgd@2/255@10"] in runs and ["pgd@8/255@10"] in runs
-    assert [f"fab-t@{k}/255" for k in (1, 2, 3, 4)] in runs and ["square@1/255"] in runs and [f"aa-paper@{k}/255" for k in (1, 2, 3, 4)] in runs
+    for name in (*PARTS, "aa-paper"): assert [f"{name}@{k}/255" for k in (1, 2, 3, 4)] in runs
     assert sum(map(len, runs)) == 33
     assert len(together(parse_threats("pyautoattack:fab-t@1/255,pyautoattack:fab-t@2/255"))) == 2, "a library shares nothing"
 
@@ -339,7 +339,7 @@ def test_survivors_have_had_everything(preset):
     out, n = survivors(net, x, y, "fab-t", preset)
     assert (out.gradients, out.forwards) == (n * p["steps"] * targets, n * (2 * p["steps"] * targets + 2))
     out, n = survivors(net, x, y, "square", "aa-quick")
-    assert (out.gradients, out.forwards) == (0, n * (PRESETS["aa-quick"]["queries"] + 2))
+    assert out.gradients == 0 and out.forwards <= n * (PRESETS["aa-quick"]["queries"] + 2)    # what is not asked: see the test of Square
 
 
 # No trace is left

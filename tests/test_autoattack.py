@@ -13,12 +13,13 @@ from torch import nn
 from ddrobust_nb.attacks import apgd as apgd_module, fab as fab_module, square as square_module, threat as threat_module
 from ddrobust_nb.attacks.apgd import apgd, apgd_t, look_backs, other_classes
 from ddrobust_nb.attacks.autoattack import autoattack_flags
+from ddrobust_nb.attacks.cw import margin
 from ddrobust_nb.attacks.fab import fab, to_plane, water_level
 from ddrobust_nb.attacks.fgsm import cross_entropy
 from ddrobust_nb.attacks.queries import PIECES, Counted, in_pieces, may_look, pieces
 from ddrobust_nb.attacks.robustness import Evaluation, evaluate, expected_cost, parts_of, run_threats, work_per_survivor
-from ddrobust_nb.attacks.square import AHEAD, share_of_image, side_of_square, square_search
-from ddrobust_nb.attacks.threat import PARTS, Threat, attack_images, parse_threats, threat_list, together
+from ddrobust_nb.attacks.square import AHEAD, own_luck, share_of_image, side_of_square, square_search
+from ddrobust_nb.attacks.threat import PARTS, Threat, attack_images, attack_together, parse_threats, threat_list, together
 from ddrobust_nb.core import InputError, generator
 from tiny import tiny_data
 
@@ -88,7 +89,7 @@ def test_apgd_t_is_that_of_the_authors(eps, monkeypatch):
     torch.manual_seed(7)
     monkeypatch.setattr(apgd_module, "unit_noise", lambda shape, *_: 2 * torch.rand(shape) - 1)
     monkeypatch.setitem(apgd_module.PRESETS, "aa-quick", dict(steps=10, targets=3))
-    adv = apgd_t.bare(net, x, y, Threat("apgd-t", eps, preset="aa-quick"), seed=0, index=torch.arange(len(x)))
+    adv = next(apgd_t.bare(net, x, y, [Threat("apgd-t", eps, preset="aa-quick")], seed=0, index=torch.arange(len(x))))
     assert torch.equal(right_after(net, adv, y), theirs)
 
 
@@ -116,6 +117,29 @@ def test_square_is_that_of_the_authors(rescale, channels, size):
     assert torch.equal(right_after(net, adv, y), ~broken) and 0 < broken.sum() < len(x)
     torch.testing.assert_close(adv[broken], ours[broken], atol=1e-6, rtol=0)
     assert (had[~broken] == queries + 1).all()
+
+
+def test_what_square_does_not_ask_is_known(monkeypatch):
+    "A square that changes nothing counts as a query and is not asked; asking everything gives the same to the bit"
+    net, x, y = world(dtype=torch.float, channels=3, size=(12, 12))
+    lucky = lambda ids, query: own_luck(0, ids.tolist(), query, 3)
+    stripes, asked = torch.rand(len(x), 3, 1, 12, generator=generator(0, "stripes")) > 0.5, Counted(net, y)
+    few = square_search(asked, x, y, 4 / 255, 400, False, stripes, lucky)
+    def everything(model, new, s, query): z = model(new); return margin(z, s["y"]), z.argmax(1) != s["y"]
+    monkeypatch.setattr(square_module, "_ask", everything)
+    every = Counted(net, y)
+    assert all(torch.equal(a, b) for a, b in zip(few, square_search(every, x, y, 4 / 255, 400, False, stripes, lucky)))
+    assert asked.forwards < every.forwards == few[2].sum() and (few[2][~few[1]] == 401).all()
+
+
+def test_every_eps_at_once_is_each_alone():
+    "APGD, Square and AutoAttack run all eps as one batch: in double precision to the bit what each would be alone"
+    net, x, y = world(n=24)
+    for name in ("apgd-ce", "apgd-t", "square", "autoattack"):
+        threats = [Threat(name, f"{k}/255", preset="aa-quick") for k in (0, 1, 3, 6)]
+        for t, out in zip(threats, attack_together(net, x, y, threats)):
+            alone = attack_images(net, x, y, t)
+            assert torch.equal(out.flags, alone.flags) and torch.allclose(out.images, alone.images, atol=1e-9), str(t)
 
 
 # Their pieces
@@ -279,7 +303,9 @@ def test_the_cost_is_known_beforehand(cell):
     for t in parse_threats("pgd@0/255@6,apgd-ce@0/255,apgd-t@0/255,fab-t@0/255,square@0/255,aa-quick@0/255", "aa-quick"):
         e, = evaluate(net, data, [t], n_test=20, device="cpu")
         n, said = int(e.flags.sum()), work_per_survivor([t], 4)
-        assert abs((3 * e.gradients + (e.forwards - e.gradients)) / n - said) <= 0.12 * said + 4, str(t)
+        did = (3 * e.gradients + (e.forwards - e.gradients)) / n
+        if t.attack not in ("square", "autoattack"): assert abs(did - said) <= 0.12 * said + 4, str(t)
+        else: assert did <= 1.12 * said + 4, str(t)                   # at eps 0 no candidate of Square is new
     cost = expected_cost(net, data, threat_list("paper"), n_test=40, device="cpu")
     assert 0 < cost.seconds <= cost.most and "if every image survived" in str(cost)
 

@@ -34,11 +34,11 @@ COLD = {
     "sre2l": {"squeeze": "before the run", "_check_loss": "at a look", "state": "at a save", "images": "at a save and after each piece", "pixels": "at a look and at the end", "as_jpeg": "at the end"},
     "queries": {"__init__": "once per chunk", "passes_before_compiling": "once per chunk"},
     "fgsm": {"show_adversarial": "a picture"},
-    "apgd": {"remaining": "at a look", "apgd_t": "asks between two targets which images are left"},
+    "apgd": {"remaining": "at a look", "apgd_t_rows": "asks between two targets which images are left"},
     "fab": {"fab_t": "asks between two targets which images are left"},
-    "square": {"own_luck": "on the CPU, for some hundred queries at once", "square": "luck is drawn on the CPU, for some hundred queries at once"},
+    "square": {"own_luck": "on the CPU, for some hundred queries at once", "square_rows": "luck is drawn on the CPU, for some hundred queries at once", "_ask": "looks which candidates are new, never on a GPU"},
 }
-ALLOWED_CALLS = {("sre2l", "_recover_step", "images")}                           # After each piece: once in so many iterations
+ALLOWED_CALLS = {("sre2l", "_recover_step", "images"), ("square", "square_search", "_ask")}                           # After each piece: once in so many iterations
 
 
 def waits(source, file="train"):

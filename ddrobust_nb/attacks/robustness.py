@@ -111,6 +111,7 @@ def expected_cost(
     few:int=64,      # Images to try it on
 ) -> Cost:
     "What a list of attacks will cost on this machine, from a trial of some seconds"
+    if not threats: return Cost(0.0, 0.0)
     model, device = place_model(model, device)
     some = attacked_index(data, min(few, n_test or len(data.test_labels), len(data.test_labels)))
     x, y, n = as_pixels(data.test_images[some]), data.test_labels[some], n_test or len(data.test_labels)

@@ -8,7 +8,7 @@ __all__ = ['PARTS', 'PRESETS', 'BACKENDS', 'TORCHATTACKS', 'UNBOUNDED', 'attack'
            'Threat', 'at_eps', 'parse_threat', 'parse_threats', 'together', 'named_list', 'threat_list', 'unit_noise',
            'check_images', 'check_labels', 'check_model', 'untouched', 'check_adversarial', 'Outcome', 'is_library',
            'chunk_size', 'place_model', 'run_chunk', 'judge', 'attack_chunks', 'attack_together', 'attack_images',
-           'public_attack']
+           'as_one_batch', 'public_attack']
 
 # %% ../../nbs/attacks/19_threat.ipynb #c002
 from ..core import InputError, Registry, check_choice, check_int, full_precision, generator, pick_device, unknown_name
@@ -320,10 +320,11 @@ def chunk_size(
     threat:Threat,
     size:int,       # Pixels of one channel: height x width
     device="cpu",
+    runs:int=1,    # Threats that run side by side, some of them as one batch
 ) -> int:
     "Images attacked at once: fixed for library attacks, else by device and image size"
     if is_library(threat): return 32 if threat.backend and threat.preset != "aa-quick" else 128
-    most = 128 if torch.device(device).type == "cpu" else 1024
+    most = 128 if torch.device(device).type == "cpu" else min(1024, 2048 // runs)
     return max(8, min(most, most * 1024 // max(size, 1)))
 
 # %% ../../nbs/attacks/19_threat.ipynb #c070
@@ -396,13 +397,14 @@ def attack_chunks(
 ):
     "Attack chunk by chunk: yields (positions in `x`, one outcome per threat), for long runs that save as they go"
     check_model(model); check_int("seed", seed, 0)
+    if not isinstance(healed, bool): raise InputError(f"healed must be True or False, got {healed!r}")
     threats = [threats] if isinstance(threats, Threat) else list(threats)
     x, y = check_images(x), check_labels(y, len(x))
     index = torch.as_tensor(range(len(x)) if index is None else index).cpu()
     if tuple(index.shape) != (len(x),): raise InputError(f"{len(x)} images need an index of length {len(x)}, got {list(index.shape)}")
     model, device = place_model(model, device)
     public = attack["reference" if threats[0].backend else threats[0].attack.split(":")[0]]
-    step = chunk_size(threats[0], x.shape[2] * x.shape[3], device) if is_library(threats[0]) or batch is None else check_int("batch", batch, 1)
+    step = chunk_size(threats[0], x.shape[2] * x.shape[3], device, len(threats)) if is_library(threats[0]) or batch is None else check_int("batch", batch, 1)
     first = next((p for p in model.parameters() if p.is_floating_point()), x)
     for where in index.argsort(stable=True).split(step) if len(x) else ():
         there, known = where.to(x.device), None if right is None else right[where.to(right.device)].to(device)
@@ -438,7 +440,19 @@ def attack_images(
     "Attack all images with what the threat names"
     return attack_together(model, x, y, [threat], **options)[0]
 
-# %% ../../nbs/attacks/19_threat.ipynb #c077
+# %% ../../nbs/attacks/19_threat.ipynb #c078
+def as_one_batch(
+    rows,          # Maps (model, x, y, eps [n,1,1,1], preset, seed, index) to images, row by row
+    model, x:torch.Tensor, y:torch.Tensor,
+    threats:list,  # That differ in eps only
+    seed:int, index:torch.Tensor,
+):                 # Yields the images of each threat
+    "One run for every eps: each image stands in the batch once for each"
+    k, eps = len(threats), x.new_tensor([t.eps_value for t in threats]).repeat_interleave(len(x))
+    made = rows(model, torch.cat([x] * k), torch.cat([y] * k), eps[:, None, None, None], threats[0].preset, seed, torch.cat([index] * k))
+    yield from made.split(len(x))
+
+# %% ../../nbs/attacks/19_threat.ipynb #c080
 def public_attack(
     name:str,        # Registered name
     images,          # Bare mathematics: (model, x, y, threat, *, noise) -> adversarial images; with `sharing`, (..., threats, ...) -> an iterator over them

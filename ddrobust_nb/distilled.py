@@ -212,7 +212,7 @@ def _check_result(dset, data, ipc):
     return dset
 
 # %% ../nbs/foundations/05_distilled.ipynb #c040
-SHARED = ("data", "ipc", "seed", "device", "network", "watch", "state", "save")
+SHARED = ("data", "ipc", "seed", "device", "network", "frequency", "watch", "state", "save")
 
 def own_options(
     method:str,  # Name of a distiller

@@ -243,6 +243,7 @@ PRESETS = [
         ("quick", "*",         "*", "iterations", 300,  "ours: cut down for a CPU"),
         ("quick", "digits",    "*", "iterations", 60,   "ours: cut down for a CPU"),
     )),
+    ("*",     "whole", "imagenet1k", "*", "network", "ResNet18", "paper, Tables II, XXII and XXIII: torchvision's model, inferred from its accuracy"),
     ("quick", "herding", "*", "*", "epochs",     2,     "ours: cut down for a CPU"),
     ("quick", "herding", "digits", "*", "epochs", 10,   "ours"),
 ]

@@ -1,5 +1,6 @@
 "Result rows: every field, tables whose numbers are counted again, and the same rows from two empty stores."
 import json
+import urllib.error
 from dataclasses import asdict, fields, replace
 
 import numpy as np
@@ -7,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scipy.stats import binomtest
+from torchvision.models import resnet18
 
-from ddrobust_nb.core import InputError
-from ddrobust_nb.data import dataset
+from ddrobust_nb.core import InputError, generator
+from ddrobust_nb.data import as_pixels, dataset, make_data, specs
 from ddrobust_nb.distilled import load_set
-from ddrobust_nb.results.cell import baseline_cell, plan_cell, run_stages, write_out
+from ddrobust_nb.results.cell import baseline_cell, plan_cell, published, run_stages, summary, write_out
 from ddrobust_nb.results.report import Result, check_table, footnotes, frame, main, paper_text, read_results, spread, table, write_results
 from tiny import NETWORK, measured, same_results, tiny_cell, tiny_data
 
@@ -241,3 +243,46 @@ def test_an_out_folder_of_another_cell_is_refused(tmp_path):
     write_out(f)
     tiny_cell(tmp_path / "store", n_models=1, attacks="none", out=str(tmp_path / "out"))
     with pytest.raises(InputError, match="holds another cell .tiny, dm, ipc 1"): tiny_cell(tmp_path / "store", n_models=1, attacks="none", ipc=2, out=str(tmp_path / "out"))
+
+
+# ---- published weights
+
+def imagenet(size=72):
+    g, labels = generator(0, "imagenet"), torch.arange(1000)
+    def images(): return torch.randint(256, (1000, 3, size, size), dtype=torch.uint8, generator=g)
+    return make_data(replace(specs["imagenet1k"], size=size), images(), labels, images(), labels)
+
+
+@pytest.fixture
+def hub(tmp_path):
+    usual = torch.hub.get_dir()
+    torch.hub.set_dir(str(tmp_path / "hub"))
+    yield tmp_path / "hub" / "checkpoints"
+    torch.hub.set_dir(usual)
+
+
+def test_whole_of_imagenet_is_the_published_model(monkeypatch, tmp_path, hub):
+    monkeypatch.setitem(dataset, "imagenet1k", lambda root: imagenet())
+    cell = plan_cell(method="whole", dataset="imagenet1k", attacks="none", store=str(tmp_path / "store"), device="cpu")
+    assert (cell.network, cell.n_models) == ("ResNet18", 1) and "IMAGENET1K_V1" in summary(cell) and "epochs" not in summary(cell)
+    def unreachable(*a, **k): raise urllib.error.URLError("no network")
+    with monkeypatch.context() as m:
+        m.setattr(torch.hub, "download_url_to_file", unreachable)
+        with pytest.raises(InputError, match="connect to the network once, put the file to .*resnet18-f37072fd.pth, or give a model"): run_stages(cell)
+    torch.manual_seed(0)
+    theirs = resnet18()
+    hub.mkdir(parents=True, exist_ok=True)
+    torch.save(theirs.state_dict(), hub / "resnet18-f37072fd.pth")
+    done = run_stages(cell)
+    x = as_pixels(cell.data.test_images[:8])
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (cell.data.spec.mean, cell.data.spec.std))
+    with torch.no_grad(): torch.testing.assert_close(done.models[0].model(x), theirs.eval()((x - mean) / std))
+    (hub / "resnet18-f37072fd.pth").unlink()
+    assert run_stages(cell).rows == done.rows and done.rows[0].ipc is None     # it is kept in the store
+    with pytest.raises(InputError, match="one set of published weights"): plan_cell(method="whole", dataset="imagenet1k", attacks="none", store=str(tmp_path), n_models=2)
+
+
+def test_every_other_whole_is_trained():
+    for spec in (specs["cifar10"], specs["imagenette"]): assert published("whole", spec, "ResNet18") == ""
+    assert published("sre2l", specs["imagenet1k"], "ResNet18") == published("whole", specs["imagenet1k"], "ConvNetD5") == ""
+    assert published("whole", replace(specs["imagenet1k"], size=64), "ResNet18") == ""         # another stem

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.meta import delegates
 from torch.func import functional_call, grad, grad_and_value, vmap
+from ..bands import check_frequency, steer, wished
 from ..data import Data, as_pixels
 from ..distilled import DistilledSet, balanced, distiller, random
 from ..networks import Normalise, compiled, make_network
@@ -233,6 +234,7 @@ def matching(
     lr_net:float=0.01,     # Learning rate of the training between steps
     init:str="real",       # "real" or "noise"
     distance:str="ours",   # "ours", "mse" or "cos"
+    frequency:dict=None,   # A wish about the spectrum of the images, see `bands`
     watch=None,            # watch(step, distance, images): called now and then, for curves and pictures
     state:dict=None,       # What `save` was last given
     save=None,             # Called with the state every minute
@@ -242,7 +244,7 @@ def matching(
     "Gradient matching"
     outer, inner = loops(ipc, outer, inner)
     config = dict(network=network, iterations=iterations, outer=outer, inner=inner, batch_real=batch_real, batch_train=batch_train, lr_img=lr_img,
-                  momentum=momentum, lr_net=lr_net, init=init, distance=distance)
+                  momentum=momentum, lr_net=lr_net, init=init, distance=distance) | wished(frequency)
     run = _Matching(data, ipc, config, seed, pick_device(device), pair, each)
     start, autosave = run.load(state), Autosave(save)
     with progress(iterations * outer, f"{method} ipc {ipc}", start) as bar, full_precision():
@@ -265,6 +267,7 @@ class _Matching:
         self.z = start_images(data, ipc, config["init"], seed, self.normal).to(device).requires_grad_()
         self.y = balanced(data, ipc).to(device)
         self.optimiser = torch.optim.SGD([self.z], lr=config["lr_img"], momentum=config["momentum"])
+        steer(self.optimiser, self.z, self.net.normalise, check_frequency(config.get("frequency"), data.spec))
         self.params = matched(self.net.body, config["distance"])
         self.unit = data.spec.classes * most(self.params, config["distance"])
         steps, seen = config["iterations"] * config["outer"], data.spec.classes * config["batch_real"]

@@ -11,6 +11,7 @@ import copy
 
 import torch
 from ..augment import parse_strategy, strategy_for
+from ..bands import check_frequency, steer, wished
 from ..data import Data
 from ..distilled import DistilledSet, balanced, distiller
 from .dc import check_images, check_loss, check_rates, real_batch, resume, start_images
@@ -59,17 +60,19 @@ def dm(
     momentum:float=0.5,
     init:str="real",      # "real" or "noise"
     augment:str="auto",   # Operations of the siamese augmentation, "" for none
+    frequency:dict=None,  # A wish about the spectrum of the images, see `bands`
     watch=None,           # watch(it, loss, images): called now and then, for curves and pictures
     state:dict=None,      # What `save` was last given
     save=None,            # Called with the state every minute
 ) -> DistilledSet:
     "Distribution matching (Zhao and Bilen, WACV 2023)"
     device, strategy = pick_device(device), strategy_for(data.spec) if augment == "auto" else augment
-    config = dict(network=network, iterations=iterations, batch_real=batch_real, lr_img=lr_img, momentum=momentum, init=init, augment=strategy)
+    config = dict(network=network, iterations=iterations, batch_real=batch_real, lr_img=lr_img, momentum=momentum, init=init, augment=strategy) | wished(frequency)
     z = start_images(data, ipc, init, seed, make_network(network, data.spec).normalise).to(device).requires_grad_()
     net = make_network(network, data.spec, device=device).requires_grad_(False)
     net.body.embed = compiled(net.body.embed, net, passes=iterations * data.spec.classes * (batch_real + 3 * ipc))
     optimiser = torch.optim.SGD([z], lr=lr_img, momentum=momentum)
+    steer(optimiser, z, net.normalise, check_frequency(frequency, data.spec))
     start = resume(z, optimiser, state)
     autosave = Autosave(save)
     with progress(iterations, f"dm ipc {ipc}", start) as bar:

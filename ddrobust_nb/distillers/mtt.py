@@ -20,6 +20,7 @@ from fastcore.meta import delegates
 from safetensors import safe_open
 from torch.func import functional_call, grad, jvp
 from ..augment import apply_dsa, draw_dsa, parse_strategy, strategy_for
+from ..bands import check_frequency, steer, wished
 from ..data import Data
 from ..distilled import DistilledSet, Upstream, balanced, class_balanced, distiller, prepare
 from .dc import check_rates, start_images
@@ -329,17 +330,19 @@ def match(
     *,
     seed, device, network, experts, watch, state, save,  # As of every distiller
     soft:bool=False,   # Labels from the expert in place of classes
+    frequency=None,    # A wish about the spectrum of the images, see `bands`
     **card,            # Further options, for the card
 ) -> DistilledSet:
     "The loop of trajectory matching"
     device, strategy = pick_device(device), strategy_for(data.spec) if options.augment == "auto" else options.augment
-    net, y = make_network(network, data.spec), balanced(data, ipc)
+    wish, net, y = check_frequency(frequency, data.spec), make_network(network, data.spec), balanced(data, ipc)
     images = start_images(data, ipc, options.init, seed, net.normalise).flatten(0, 1)
     if experts is None: experts, save = prepare(EXPERTS, data, network, asdict(options), device=device, state=state, save=save)
     paths = Trajectories(experts, net, data, options.epochs, device)
-    config = asdict(options) | paths.facts() | card | dict(network=net.name, augment=strategy, smallest_lr=SMALLEST_LR)
+    config = asdict(options) | paths.facts() | card | dict(network=net.name, augment=strategy, smallest_lr=SMALLEST_LR) | wished(frequency)
     student = Student(net.to(device), passes=10 * options.iterations * options.syn_steps * (options.batch_syn or len(y)))
     run, autosave = Learned(images, F.one_hot(y).float() if soft else y, options, device), Autosave(save)
+    steer(run.optimiser, run.images, net.normalise, wish)
     if state and "iteration" in state: run.load(state)
     with progress(options.iterations, f"{method} ipc {ipc}", run.iteration) as bar, warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*jit.script.*", FutureWarning)  # torch, of itself, when it first needs forward derivatives
@@ -372,6 +375,7 @@ def mtt(
     network="auto",          # Whose paths are matched; "auto": ConvNetD3, D4 or D5 by image size
     backprop:str="adjoint",  # "adjoint", or "stored": the same gradient with a graph of all steps in memory
     experts:list=None,       # Paths of experts as `train_expert` makes them (dicts or .safetensors files); None: trained here
+    frequency:dict=None,     # A wish about the spectrum of the images, see `bands`
     watch=None,              # watch(it, loss, images): called now and then, for curves and pictures
     state:dict=None,         # What `save` was last given
     save=None,               # Called with the state every minute
@@ -379,7 +383,7 @@ def mtt(
 ) -> DistilledSet:
     "Matching training trajectories (Cazenavette et al., CVPR 2022)"
     return match(data, ipc, "mtt", GRADIENTS[backprop], Matching(**kwargs), seed=seed, device=device, network=network, experts=experts,
-                 watch=watch, state=state, save=save, backprop=backprop)
+                 frequency=frequency, watch=watch, state=state, save=save, backprop=backprop)
 
 # %% ../../nbs/distillers/13_mtt.ipynb #c060
 def _check_mtt(data, ipc, network, *, backprop, **options):

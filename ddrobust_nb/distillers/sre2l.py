@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from fastcore.meta import delegates
 from PIL import Image
 from ..augment import MIXES, draw_boxes, resized_crop, strategy_for
+from ..bands import check_frequency, steer, wished
 from ..data import Data
 from ..distilled import DistilledSet, Upstream, balanced, class_balanced, distiller, own_options, prepare, random
 from ..networks import compiled, make_network
@@ -133,6 +134,7 @@ class _Recovery:
     def __init__(self, data, ipc, net, seed, device, o):
         spec, self.seed, self.device, self.o, self.done, self.piece, self.opt_state = data.spec, seed, device, o, 0, None, None
         self.z = torch.randn(ipc, spec.classes, spec.channels, spec.size, spec.size, generator=generator(seed, "noise"))
+        self.normalise = net.normalise
         self.low, self.high = (net.normalise(torch.full_like(net.normalise.mean, v)) for v in (0.0, 1.0))
         def cut(n, step): return [slice(i, min(i + step, n)) for i in range(0, n, step)]
         self.pieces = [(i, c) for i in cut(ipc, o["groups"]) for c in cut(spec.classes, o["classes_per_batch"])]
@@ -144,6 +146,7 @@ class _Recovery:
         self.x = self.z[piece].to(self.device).requires_grad_()
         self.y = torch.arange(classes.start, classes.stop, device=self.device).expand(len(self.x), -1)
         self.opt = torch.optim.Adam([self.x], lr=self.o["lr_img"], betas=(0.5, 0.9))
+        steer(self.opt, self.x, self.normalise, self.o.get("frequency"))
         if self.opt_state: self.opt.load_state_dict(self.opt_state)
         self.opt_state = None
     def images(self):
@@ -240,6 +243,7 @@ def sre2l(
     relabel_crop:float=0.08,   # resized crop of at least this share, 1 for none,
     relabel_mix:str="cutmix",  # "cutmix", "mixup" or "" for none
     teacher_bn:str="eval",     # Statistics while it labels: its own, or those of the "batch" as published for CIFAR
+    frequency:dict=None,       # A wish about the spectrum of the images, see `bands`
     watch=None,                # watch(it, loss, images): called now and then, for curves and pictures
     teacher=None,              # [weights of the teacher]; None: it is trained here
     state:dict=None,           # What `save` was last given
@@ -247,14 +251,14 @@ def sre2l(
 ) -> DistilledSet:
     "Squeeze, recover and relabel (Yin, Xing and Shen, NeurIPS 2023)"
     own = {k: v for k, v in locals().items() if k in own_options("sre2l")}
-    device, name = pick_device(device), teacher_name(network, data.spec)
+    device, name, wish = pick_device(device), teacher_name(network, data.spec), check_frequency(frequency, data.spec)
     if teacher is None: teacher, save = prepare(sre2l.upstream, data, network, own, device=device, state=state, save=save)
     net = frozen(name, data.spec, teacher[0], device)
-    images = recover(data, ipc, net, own, seed=seed, device=device, watch=watch, state=state, save=save)
+    images = recover(data, ipc, net, own | dict(frequency=wish), seed=seed, device=device, watch=watch, state=state, save=save)
     if pixels == "jpeg": images = as_jpeg(images)
     how = dict(key=weights_key(net.state_dict()), network=name, temperature=temperature, teacher_bn=teacher_bn,
                pad=relabel_pad, crop_min=relabel_crop, flip="flip" in strategy_for(data.spec), mix=relabel_mix)
-    return DistilledSet(data.spec, images, balanced(data, ipc), "sre2l", ipc, seed, {"network": name, **own}, teacher=how)
+    return DistilledSet(data.spec, images, balanced(data, ipc), "sre2l", ipc, seed, {"network": name, **own, **wished(frequency)}, teacher=how)
 
 # %% ../../nbs/distillers/15_sre2l.ipynb #c047
 def _check_sre2l(data, ipc, network, **o):
@@ -279,7 +283,7 @@ sre2l.upstream = Upstream("teacher", "teacher", teacher_config, squeeze)
 # %% ../../nbs/distillers/15_sre2l.ipynb #c055
 def _narrowed(method, dset, **changes):
     "The same set under another name, its card with that method's options only"
-    keep = {"network", *own_options(method)}
+    keep = {"network", "frequency", *own_options(method)}
     return replace(dset, method=method, config={k: v for k, v in dset.config.items() if k in keep}, **changes)
 
 RELABEL = ["temperature", "relabel_pad", "relabel_crop", "relabel_mix", "teacher_bn"]
@@ -296,7 +300,7 @@ def sre2l_hard(
     return _narrowed("sre2l_hard", sre2l(data, ipc, **kwargs), teacher=None)
 
 @distiller
-@delegates(sre2l, but=[*RECOVER, "watch"])
+@delegates(sre2l, but=[*RECOVER, "frequency", "watch"])
 def random_teacher(
     data:Data,
     ipc:int,  # Images per class

@@ -39,6 +39,7 @@ def tesla(
     gradient:str="released",  # "released": as the published program; "exact": as `mtt`
     labels:str="hard",        # "hard": the classes; "soft": probabilities by the expert, new in each iteration
     experts:list=None,        # Paths of experts as `train_expert` makes them (dicts or .safetensors files); None: trained here
+    frequency:dict=None,      # A wish about the spectrum of the images, see `bands`
     watch=None,               # watch(it, loss, images): called now and then, for curves and pictures
     state:dict=None,          # What `save` was last given
     save=None,                # Called with the state every minute
@@ -46,7 +47,7 @@ def tesla(
 ) -> DistilledSet:
     "Trajectory matching with constant memory (Cui et al., ICML 2023)"
     return match(data, ipc, "tesla", GRADIENTS[gradient], Matching(**kwargs), seed=seed, device=device, network=network, experts=experts,
-                 watch=watch, state=state, save=save, soft=labels == "soft", gradient=gradient, labels=labels)
+                 frequency=frequency, watch=watch, state=state, save=save, soft=labels == "soft", gradient=gradient, labels=labels)
 
 # %% ../../nbs/distillers/14_tesla.ipynb #c021
 def _check_tesla(data, ipc, network, *, gradient, labels, **options):

@@ -4,31 +4,34 @@
 
 # %% auto #0
 __all__ = ['PARAMETERS', 'TEXT', 'VERSIONS', 'NEUTRAL', 'check_types', 'given_parameters', 'Cell', 'complete_options',
-           'check_network', 'check_n_test', 'identify', 'plan_cell', 'set_digest', 'cell_config', 'summary',
-           'Distilled', 'upstream_parts', 'read_teacher', 'distil_cell', 'Trained', 'train_one', 'train_cell',
-           'read_weights', 'load_checkpoint', 'attack_key', 'attack_one', 'check_one', 'versions', 'commit', 'rows_of',
-           'carried_over', 'Finished', 'attack_cell', 'finish_cell', 'run_stages', 'baseline_cell', 'write_out']
+           'check_network', 'check_n_test', 'published', 'fetch_published', 'identify', 'plan_cell', 'set_digest',
+           'cell_config', 'summary', 'Distilled', 'upstream_parts', 'read_teacher', 'distil_cell', 'Trained',
+           'train_one', 'train_cell', 'read_weights', 'load_checkpoint', 'attack_key', 'attack_one', 'check_one',
+           'versions', 'commit', 'rows_of', 'carried_over', 'Finished', 'attack_cell', 'finish_cell', 'run_stages',
+           'baseline_cell', 'write_out']
 
 # %% ../../nbs/results/54_cell.ipynb #c002
 from ..core import InputError, check_choice, check_int, check_path, pick_device, unknown_name
-import ast, functools, hashlib, importlib, importlib.metadata, json, pkgutil, re, subprocess
+import ast, functools, hashlib, importlib, importlib.metadata, inspect, json, pkgutil, re, subprocess
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torchvision.models import ResNet18_Weights
 import ddrobust_nb, ddrobust_nb.distillers
 from ..attacks.checks import attack_checks, model_checks
 from ..attacks.metrics import carried, drop_rate
 from ..attacks.robustness import Evaluation, attacked_index, evaluate
 from ..attacks.threat import Threat, threat_list
+from ..bands import check_frequency
 from ..data import Data, as_pixels, load_data
 from ..distilled import DistilledSet, distiller, load_set, own_options, save_set
 from ..networks import make_network
 from ..protocols import PROTOCOLS, Protocol, preset_options, protocol_for, recipe_for
 from .report import Result, write_results
 from .store import Store, cached, cached_together, check_writable, find_store, sha256_of, stage_key, write_json
-from ..train import History, Recipe, fit, frozen, predict, relabelling, training_labels
+from ..train import History, Recipe, fit, frozen, predict, relabelling, training_labels, weights
 
 # %% ../../nbs/results/54_cell.ipynb #c005
 for _module in pkgutil.iter_modules(ddrobust_nb.distillers.__path__): importlib.import_module(f"ddrobust_nb.distillers.{_module.name}")
@@ -96,7 +99,7 @@ VERSIONS = {"expert": 1, "teacher": 1, "distil": 3, "train": 2, "attack": 2}
 # %% ../../nbs/results/54_cell.ipynb #c021
 def complete_options(method:str, protocol:str, data:Data, ipc:int, options:dict, network:str="auto") -> dict:
     "Every option of a distiller, with its value; a preset gives way where there are fewer images"
-    own = own_options(method)
+    own = own_options(method) | ({"frequency": None} if "frequency" in inspect.signature(distiller[method]).parameters else {})
     for name, value in options.items():
         if name not in own: raise unknown_name(f"option of {method}", name, own) if own else InputError(f"{method} has no options of its own, got {name!r}: leave options out")
         if isinstance(value, bool) != isinstance(own[name], bool): raise InputError(f"option {name} must be like its default {own[name]!r}, got {value!r}")
@@ -104,8 +107,10 @@ def complete_options(method:str, protocol:str, data:Data, ipc:int, options:dict,
     if "batch_real" in presets: presets["batch_real"] = min(presets["batch_real"], *map(len, data.per_class))
     for n in {"expert_images", "squeeze_images"} & set(presets): presets[n] = presets[n] if (presets[n] or 0) < len(data.train_labels) else None
     whole = {n: float(v) if isinstance(own[n], float) and type(v) is int else v for n, v in options.items()}  # 1 and 1.0 are one key
-    distiller[method].check(data, ipc, network, **(presets | whole))
-    return presets | whole
+    done = presets | whole
+    wish = {n: done.pop(n) for n in ("frequency",) if n in done}
+    distiller[method].check(data, ipc, network, **done)
+    return done | ({} if check_frequency(wish.get("frequency"), data.spec) is None else wish)
 
 # %% ../../nbs/results/54_cell.ipynb #c024
 def check_network(name:str, data:Data) -> str:
@@ -120,6 +125,27 @@ def check_n_test(n_test, data:Data):
         raise InputError(f"n_test must lie between {classes} (the classes of {data.spec.name}) and {have} (its test images), got {n_test}")
 
 # %% ../../nbs/results/54_cell.ipynb #c029
+def published(
+    method:str,
+    spec,         # `Spec` of the data
+    network:str,
+) -> str:         # Name of the weights, empty where a model is trained
+    "The published weights that stand for a training: torchvision's ResNet18 for the whole of ImageNet-1K"
+    return "torchvision ResNet18 IMAGENET1K_V1" if (method, spec.name, network) == ("whole", "imagenet1k", "ResNet18") and spec.size > 64 else ""
+
+# %% ../../nbs/results/54_cell.ipynb #c031
+def fetch_published(cell) -> torch.nn.Module:
+    "The network of a cell with its published weights, which torchvision downloads once"
+    net, source = make_network(cell.network, cell.data.spec, device=cell.device).eval(), ResNet18_Weights.IMAGENET1K_V1
+    try: found = source.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError) as e:
+        place = Path(torch.hub.get_dir())/"checkpoints"/Path(source.url).name
+        raise InputError(f"whole on imagenet1k needs torchvision's ResNet18, and its weights could not be had ({e}): connect to the network once, put the file to {place}, or give a model as checkpoint") from None
+    net.body.load_state_dict(found)
+    net.history = History(last=weights(net), best=weights(net))
+    return net
+
+# %% ../../nbs/results/54_cell.ipynb #c034
 def identify(given:dict, data:Data) -> tuple:
     "(method, ipc, ready set): of the card, of an explicit parameter, and only else of the defaults"
     ready = load_set(given["distilled"], data.spec) if given.get("distilled") else None
@@ -132,7 +158,7 @@ def identify(given:dict, data:Data) -> tuple:
     if method is not None and not (isinstance(method, str) and re.fullmatch(r"[\w.+-]+", method)): raise InputError(f"method names what made the set, in letters, digits and . + - _, got {method!r}")
     return method or "unknown", ipc, ready
 
-# %% ../../nbs/results/54_cell.ipynb #c030
+# %% ../../nbs/results/54_cell.ipynb #c035
 def _same_data(a, b, place):
     alike = (a.classes, a.size, a.channels) == (b.classes, b.size, b.channels)
     if not alike or (a.name != b.name and not b.name.startswith("folder:")):
@@ -156,11 +182,11 @@ def checkpoint_card(checkpoint, data):
     if card.get("dataset", data.spec.name) != data.spec.name: raise InputError(f"the model at {checkpoint} is of {card['dataset']}, the dataset is {data.spec.name}: set dataset to {card['dataset']}")
     return card
 
-# %% ../../nbs/results/54_cell.ipynb #c032
+# %% ../../nbs/results/54_cell.ipynb #c037
 NEUTRAL = {n: ("", "auto") if n in ("network", "distill_network", "attacks", "select", "device", "n_test", "n_models") else ("",)
            for n in ("network", "distill_network", "attacks", "select", "device", "n_test", "n_models", "data_root", "distilled", "checkpoint", "store", "out")}   # take the protocol's value
 
-# %% ../../nbs/results/54_cell.ipynb #c034
+# %% ../../nbs/results/54_cell.ipynb #c039
 def plan_cell(
     **given,  # Any of `PARAMETERS`
 ) -> Cell:
@@ -182,7 +208,7 @@ def plan_cell(
     data = load_data(p["dataset"], p["data_root"])
     return _complete(given, p, device, threats, store, data)
 
-# %% ../../nbs/results/54_cell.ipynb #c035
+# %% ../../nbs/results/54_cell.ipynb #c040
 def _complete(given, p, device, threats, store, data):
     method, ipc, ready = identify(given, data)
     if method != "whole" and not (ready or p["checkpoint"]):
@@ -200,10 +226,12 @@ def _complete(given, p, device, threats, store, data):
     else: options = complete_options(method, protocol.name, data, ipc, p["options"], distill_network)
     size = ipc or (-(-len(ready) // data.spec.classes) if ready else None)   # what a set without a card amounts to
     recipe = recipe_for(protocol, method, data.spec, size, p["select"])
+    one_model = bool(p["checkpoint"] or published(method, data.spec, network))
+    if one_model and (p["n_models"] or 1) > 1: raise InputError(f"n_models must be 1, got {p['n_models']}: there is one set of published weights of {network} on {data.spec.name}")
     teacher = _teacher_beside(p["distilled"]) if ready and ready.teacher else ""
     if ready and not p["checkpoint"] and not teacher: relabelling(ready, None, recipe), training_labels(ready.labels, recipe)   # refuses a set whose teacher is not here
     cell = Cell(method, ipc, data, network, distill_network, protocol, recipe, options, threats, n_test,
-                1 if p["checkpoint"] else p["n_models"] or protocol.models, p["seed"], str(device), ready, teacher, p["checkpoint"], store, Path(), "")
+                1 if one_model else p["n_models"] or protocol.models, p["seed"], str(device), ready, teacher, p["checkpoint"], store, Path(), "")
     key = stage_key("cell", 1, cell_config(cell), [data.fingerprint])
     return replace(cell, key=key, out=_out_folder(p["out"], store, cell, key))
 
@@ -227,7 +255,7 @@ def _out_folder(out, store, cell, key):
     if other.get("key") != key: raise InputError(f"out={out} holds another cell ({other.get('name')}): choose another out, or remove that folder")
     return out
 
-# %% ../../nbs/results/54_cell.ipynb #c036
+# %% ../../nbs/results/54_cell.ipynb #c041
 def set_digest(dset:DistilledSet) -> str:
     "sha256 of all of a set that training sees: images, labels, step size, teacher"
     sha = hashlib.sha256(json.dumps([dset.lr, dset.teacher], sort_keys=True).encode())
@@ -242,7 +270,13 @@ def cell_config(cell:Cell) -> dict:
                 recipe=asdict(cell.recipe), options=cell.options, threats=[asdict(t) for t in cell.threats], n_test=cell.n_test, n_models=cell.n_models, seed=cell.seed,
                 ready=ready, checkpoint=sha256_of(Path(cell.checkpoint).expanduser()) if cell.checkpoint else "")
 
-# %% ../../nbs/results/54_cell.ipynb #c038
+# %% ../../nbs/results/54_cell.ipynb #c043
+def _training_line(cell):
+    if cell.checkpoint: return f"- model: given, {cell.network}"
+    ready = published(cell.method, cell.data.spec, cell.network)
+    if ready: return f"- model: {ready}, as published"
+    return f"- training: {cell.n_models} x {cell.network}, {cell.recipe.epochs} epochs, {cell.recipe.order}, checkpoint: {cell.recipe.select}"
+
 def summary(cell:Cell) -> str:
     "A cell in a few lines of Markdown"
     p, n = cell.protocol, cell.n_test or len(cell.data.test_labels)
@@ -250,11 +284,11 @@ def summary(cell:Cell) -> str:
     options = ", ".join(f"{k} {v}" for k, v in cell.options.items() if v is not None) or "none"
     return "\n".join([f"**{cell.name}**, protocol {p.name}{cut}", "",
         "- set: " + ("given" if cell.ready else "none, a model was given" if cell.checkpoint else f"{cell.method} with {cell.distill_network}, options: {options}"),
-        f"- training: {cell.n_models} x {cell.network}, {cell.recipe.epochs} epochs, {cell.recipe.order}, checkpoint: {cell.recipe.select}" if not cell.checkpoint else f"- model: given, {cell.network}",
+        _training_line(cell),
         f"- attacks: {len(cell.threats)} settings on {n} of {len(cell.data.test_labels)} test images: {', '.join(map(str, cell.threats)) or 'none'}",
         f"- seed {cell.seed}, device {cell.device}, data {cell.data.fingerprint}, key {cell.key}"])
 
-# %% ../../nbs/results/54_cell.ipynb #c043
+# %% ../../nbs/results/54_cell.ipynb #c048
 @dataclass(frozen=True)
 class Distilled:
     "A distilled set and its key"
@@ -262,7 +296,7 @@ class Distilled:
     key: str
     teacher: object = None  # The network that relabels it, where it has one
 
-# %% ../../nbs/results/54_cell.ipynb #c045
+# %% ../../nbs/results/54_cell.ipynb #c050
 def upstream_parts(cell:Cell) -> dict:  # key -> file, in order
     "The parts that a cell's method reads, from the store or made now"
     upstream, parts = distiller[cell.method].upstream, {}
@@ -272,13 +306,13 @@ def upstream_parts(cell:Cell) -> dict:  # key -> file, in order
         parts[key] = cached(cell.store, upstream.stage, key, config, make, lambda part, f: save_file(part, f/"part.safetensors"), lambda f: f/"part.safetensors")
     return parts
 
-# %% ../../nbs/results/54_cell.ipynb #c047
+# %% ../../nbs/results/54_cell.ipynb #c052
 def read_teacher(cell:Cell, dset:DistilledSet, file) -> torch.nn.Module:
     "The teacher of a set, with the weights of a file"
     try: return frozen(dset.teacher["network"], cell.data.spec, file, cell.device)
     except Exception as e: raise InputError(f"the teacher {file} is not a {dset.teacher['network']} ({str(e).splitlines()[0]}): give the one the set was made with") from None
 
-# %% ../../nbs/results/54_cell.ipynb #c048
+# %% ../../nbs/results/54_cell.ipynb #c053
 def distil_cell(
     cell:Cell,
     watch=None,   # Of the distiller; not called when the set comes from the store
@@ -295,7 +329,7 @@ def distil_cell(
     dset = cached(cell.store, "distil", key, config, make, save_set, load_set)
     return Distilled(dset, key, read_teacher(cell, dset, *parts.values()) if dset.teacher else None)
 
-# %% ../../nbs/results/54_cell.ipynb #c052
+# %% ../../nbs/results/54_cell.ipynb #c057
 @dataclass(frozen=True)
 class Trained:
     "A model and what is known of it"
@@ -308,7 +342,7 @@ class Trained:
     key: str
     clean = property(lambda self: self.right.double().mean().item(), doc="clean accuracy on the whole test set")
 
-# %% ../../nbs/results/54_cell.ipynb #c053
+# %% ../../nbs/results/54_cell.ipynb #c058
 def _right(net, data, device): return predict(net, data.test_images, device) == data.test_labels
 
 def _write_model(net, folder, data, device, card):
@@ -325,7 +359,7 @@ def _with(net, weights, f):
     net.load_state_dict(weights)
     return f()
 
-# %% ../../nbs/results/54_cell.ipynb #c054
+# %% ../../nbs/results/54_cell.ipynb #c059
 def _read_model(folder, cell, seed, key):
     h = json.loads((folder/"training.json").read_text(encoding="utf-8"))
     right = {k: v.bool() for k, v in load_file(folder/"right.safetensors").items()}
@@ -335,23 +369,24 @@ def _read_model(folder, cell, seed, key):
     share = {k: v.double().mean().item() for k, v in right.items()}
     return Trained(net, seed, right[chosen], share["last"], share["best"], History(h["epochs"], h["loss"], h["accuracy"]), key)
 
-# %% ../../nbs/results/54_cell.ipynb #c056
+# %% ../../nbs/results/54_cell.ipynb #c061
 def train_one(cell:Cell, distilled:Distilled, seed:int) -> Trained:
     "One student of a cell: from the store, or trained now"
-    config = dict(network=cell.network, recipe=asdict(cell.recipe), seed=seed)
+    ready = published(cell.method, cell.data.spec, cell.network)
+    config = dict(network=cell.network, weights=ready) if ready else dict(network=cell.network, recipe=asdict(cell.recipe), seed=seed)
     key = stage_key("train", VERSIONS["train"], config, [distilled.key, cell.data.fingerprint])
-    make = lambda state, save: fit(distilled.dset, network=cell.network, seed=seed, recipe=cell.recipe, device=cell.device, test=cell.data,
+    make = lambda state, save: fetch_published(cell) if ready else fit(distilled.dset, network=cell.network, seed=seed, recipe=cell.recipe, device=cell.device, test=cell.data,
                                    desc=f"train on {cell.method}, seed {seed}", teacher=distilled.teacher, state=state, save=save)
     write = lambda net, folder: _write_model(net, folder, cell.data, cell.device, dict(method=cell.method, ipc=cell.ipc, network=cell.network, seed=seed))
     return cached(cell.store, "train", key, config, make, write, lambda folder: _read_model(folder, cell, seed, key))
 
-# %% ../../nbs/results/54_cell.ipynb #c058
+# %% ../../nbs/results/54_cell.ipynb #c063
 def train_cell(cell:Cell, distilled:Distilled) -> list:
     "All students of a cell, or the one model that was given"
     if cell.checkpoint: return [load_checkpoint(cell)]
     return [train_one(cell, distilled, 100 * cell.seed + i) for i in range(cell.n_models)]
 
-# %% ../../nbs/results/54_cell.ipynb #c061
+# %% ../../nbs/results/54_cell.ipynb #c066
 def read_weights(checkpoint:str, net) -> tuple:
     "The tensors of a checkpoint, and the part of the network that they fill"
     path = check_path("checkpoint", checkpoint)
@@ -363,7 +398,7 @@ def read_weights(checkpoint:str, net) -> tuple:
     if odd: raise InputError(f"checkpoint {path} does not fit the network {net.name}: {odd} is {got.get(odd, 'missing')}, not {want.get(odd, 'part of it')}; name its network")
     return tensors, target
 
-# %% ../../nbs/results/54_cell.ipynb #c062
+# %% ../../nbs/results/54_cell.ipynb #c067
 def load_checkpoint(cell:Cell) -> Trained:
     "The model of `checkpoint`"
     path = check_path("checkpoint", cell.checkpoint)
@@ -374,7 +409,7 @@ def load_checkpoint(cell:Cell) -> Trained:
     share = right.double().mean().item()
     return Trained(net, 0, right, share, share, History(), sha256_of(path)[:16])
 
-# %% ../../nbs/results/54_cell.ipynb #c065
+# %% ../../nbs/results/54_cell.ipynb #c070
 def _write_evaluation(e, folder):
     always = {} if e.always is None else {"always": e.always.to(torch.uint8)}
     save_file({"index": e.index, "flags": e.flags.to(torch.uint8), **always}, folder/"flags.safetensors")
@@ -385,12 +420,12 @@ def _read_evaluation(folder, threat):
     always = tensors["always"].bool() if "always" in tensors else None
     return Evaluation(threat, tensors["index"], tensors["flags"].bool(), **{**said, "warnings": tuple(said["warnings"])}, always=always)
 
-# %% ../../nbs/results/54_cell.ipynb #c066
+# %% ../../nbs/results/54_cell.ipynb #c071
 def attack_key(cell:Cell, model:Trained, threat:Threat) -> str:
     "The key of one evaluation"
     return stage_key("attack", VERSIONS["attack"], dict(threat=asdict(threat), n_test=cell.n_test, seed=cell.seed), [model.key, cell.recipe.select, cell.data.fingerprint])
 
-# %% ../../nbs/results/54_cell.ipynb #c068
+# %% ../../nbs/results/54_cell.ipynb #c073
 def attack_one(cell:Cell, model:Trained) -> list:
     "All evaluations of one model, each kept in the store as soon as those it shares work with are finished"
     def keep(threats, work):
@@ -398,7 +433,7 @@ def attack_one(cell:Cell, model:Trained) -> list:
         return cached_together(cell.store, "attack", keys, asdict, work, _write_evaluation, _read_evaluation).values()
     return evaluate(model.model, cell.data, cell.threats, n_test=cell.n_test, seed=cell.seed, device=cell.device, keep=keep)
 
-# %% ../../nbs/results/54_cell.ipynb #c070
+# %% ../../nbs/results/54_cell.ipynb #c075
 def check_one(cell:Cell, model:Trained, evaluations:list) -> list:
     "The self-checks of one model"
     index = attacked_index(cell.data, cell.n_test)[:1000]
@@ -406,14 +441,14 @@ def check_one(cell:Cell, model:Trained, evaluations:list) -> list:
     asked = model_checks(model.model, as_pixels(cell.data.test_images[index]), cell.data.test_labels[index], index, eps, seed=cell.seed, device=cell.device, clean=model.right[index])
     return asked + attack_checks(evaluations, clean=model.right[attacked_index(cell.data, cell.n_test)])
 
-# %% ../../nbs/results/54_cell.ipynb #c073
+# %% ../../nbs/results/54_cell.ipynb #c078
 @functools.cache
 def versions() -> str:
     "The versions of this package and of the libraries whose code decides numbers"
     names = ("torch", "torchvision", "torchattacks", "pyautoattack", "numpy")
     return ", ".join([f"ddrobust_nb {ddrobust_nb.__version__}"] + [f"{n} {importlib.metadata.version(n)}" for n in names])
 
-# %% ../../nbs/results/54_cell.ipynb #c075
+# %% ../../nbs/results/54_cell.ipynb #c080
 @functools.cache
 def commit() -> str:
     "The commit of the checkout the package runs from, with -dirty when files differ; empty for an installed package"
@@ -423,14 +458,14 @@ def commit() -> str:
     try: return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.TimeoutExpired): return ""
 
-# %% ../../nbs/results/54_cell.ipynb #c076
+# %% ../../nbs/results/54_cell.ipynb #c081
 def rows_of(cell:Cell, distilled:Distilled, models:list, evaluations:list, checks:list) -> list:
     "The result rows of a cell: one per model and attack setting; one without attack per model where there is none"
     best = max(range(len(models)), key=lambda i: models[i].clean)
     nothing = Evaluation(None, attacked_index(cell.data, cell.n_test), torch.zeros(0))
     return [_row(cell, distilled, m, i == best, e, c, carried_over(e, es)) for i, (m, es, c) in enumerate(zip(models, evaluations, checks)) for e in es or [nothing]]
 
-# %% ../../nbs/results/54_cell.ipynb #c078
+# %% ../../nbs/results/54_cell.ipynb #c083
 def carried_over(
     e:Evaluation,  # AutoAttack at one eps
     others:list,   # Evaluations of the same model
@@ -441,7 +476,7 @@ def carried_over(
     rising = torch.stack([o.flags for o in sorted(same, key=lambda o: o.threat.eps_value)])
     return carried(rising)[-1].double().mean().item() if len(same) > 1 else None
 
-# %% ../../nbs/results/54_cell.ipynb #c080
+# %% ../../nbs/results/54_cell.ipynb #c085
 def _row(cell, distilled, m, best, e, checks, carry):
     t, clean_n = e.threat, m.right[e.index].double().mean().item()
     robust = e.robust if t else None
@@ -457,7 +492,7 @@ def _row(cell, distilled, m, best, e, checks, carry):
 
 def _device_name(device): return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else str(device)
 
-# %% ../../nbs/results/54_cell.ipynb #c082
+# %% ../../nbs/results/54_cell.ipynb #c087
 @dataclass(frozen=True)
 class Finished:
     "What a cell left: set, models, evaluations, checks and rows"
@@ -468,7 +503,7 @@ class Finished:
     checks: list       # One list per model
     rows: list
 
-# %% ../../nbs/results/54_cell.ipynb #c083
+# %% ../../nbs/results/54_cell.ipynb #c088
 def attack_cell(cell:Cell, models:list) -> list:
     "The evaluations of every model"
     return [attack_one(cell, m) for m in models]
@@ -478,20 +513,20 @@ def finish_cell(cell:Cell, distilled:Distilled, models:list, evaluations:list) -
     checks = [check_one(cell, m, es) for m, es in zip(models, evaluations)]
     return Finished(cell, distilled, models, evaluations, checks, rows_of(cell, distilled, models, evaluations, checks))
 
-# %% ../../nbs/results/54_cell.ipynb #c084
+# %% ../../nbs/results/54_cell.ipynb #c089
 def run_stages(cell:Cell) -> Finished:
     "All stages of a cell; what is finished comes from the store"
     distilled = distil_cell(cell)
     models = train_cell(cell, distilled)
     return finish_cell(cell, distilled, models, attack_cell(cell, models))
 
-# %% ../../nbs/results/54_cell.ipynb #c087
+# %% ../../nbs/results/54_cell.ipynb #c092
 def baseline_cell(cell:Cell) -> Cell:
     "The same cell with random real images, or None where that makes no sense"
     if cell.method in ("random", "whole") or cell.checkpoint or not cell.ipc: return None
     return replace(cell, method="random", options={}, ready=None)
 
-# %% ../../nbs/results/54_cell.ipynb #c090
+# %% ../../nbs/results/54_cell.ipynb #c095
 def write_out(
     *finished:Finished,  # The cell itself first, then what stands beside it
 ) -> list:               # All rows
@@ -506,7 +541,7 @@ def write_out(
     for f in finished: _write_models(cell.out, f)
     return rows
 
-# %% ../../nbs/results/54_cell.ipynb #c091
+# %% ../../nbs/results/54_cell.ipynb #c096
 def _write_models(out, f):
     if f.distilled.dset and not f.cell.ready and f.cell.method != "whole":
         folder = save_set(f.distilled.dset, out/f"set-{f.cell.method}")

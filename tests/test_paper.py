@@ -2,16 +2,23 @@
 import csv
 import itertools
 from collections import Counter
+from decimal import Decimal
 from importlib.resources import files
 
 import pandas as pd
 import pytest
 
 from ddrobust_nb.core import InputError
-from ddrobust_nb.results.paper import ATTACKS, DATASETS, METHODS, paper_cell, paper_results, paper_row, paper_table
+from ddrobust_nb.results.paper import (ATTACKS, DATASETS, METHODS, paper_anomalies, paper_cell, paper_claims, paper_drop_rates, paper_recovered, paper_results, paper_row,
+                                       paper_settings, paper_table)
 
 COUNTS = {"I": 465, "II": 30, "III": 180, "VI": 372, "VII": 558, "VIII": 558, **dict.fromkeys(("IX", "X", "XI", "XII", "XIII"), 465), "XIV": 144, "XV": 216, "XVI": 216,
-          **dict.fromkeys(("XVII", "XVIII", "XIX", "XX", "XXI"), 180), "XXII": 90, "XXIII": 85, "V": 30, "XXVIII": 30}
+          **dict.fromkeys(("XVII", "XVIII", "XIX", "XX", "XXI"), 180), "XXII": 90, "XXIII": 85}
+OTHERS = {"IV": 72, "V": 30, "XXVIII": 30, "XXIV": 105, "XXV": 105, "XXVI": 63, "XXVII": 7}
+# Of the numbers as printed, added up when they were copied from the paper: one wrong digit in a file changes its sum
+SUMS = {"I": "6532.23", "VI": "4934.25", "VII": "5192.45", "VIII": "5018.81", "IX": "5779.62", "X": "5996.10", "XI": "5781.65", "XII": "5839.94", "XIII": "7369.82", "II": "226.11",
+        "III": "3964.00", "XIV": "2708.00", "XV": "2934.00", "XVI": "2838.00", "XVII": "3349.40", "XVIII": "3413.20", "XIX": "3348.80", "XX": "3387.60", "XXI": "4687.60",
+        "XXII": "149.470", "XXIII": "319.147", "IV": "40.0464", "V": "1330.71", "XXVIII": "1329.59"}
 
 
 def packaged(name):
@@ -29,8 +36,18 @@ def question(row):
 
 
 def test_every_table_has_its_rows():
-    assert Counter(paper_results()["table"]) == {t: n for t, n in COUNTS.items() if t not in ("V", "XXVIII")}
-    for name, n in COUNTS.items(): assert len(paper_table(name)) == n and set(paper_table(name)["table"]) == {name}
+    assert Counter(paper_results()["table"]) == COUNTS and len(COUNTS | OTHERS) == 28
+    for name, n in (COUNTS | OTHERS).items(): assert len(paper_table(name)) == n and set(paper_table(name)["table"]) == {name}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_the_numbers_of_every_table_add_up(name): assert sum(map(Decimal, paper_table(name)["printed"])) == Decimal(SUMS[name])
+
+
+def test_a_table_that_is_not_in_the_paper():
+    for name in ("XXIX", "4", "iv", 4, None):
+        with pytest.raises(InputError, match="unknown table .*known: I, II, III, IV, IX, V, .*XXVIII$"): paper_table(name)
+    with pytest.raises(InputError, match="known: XXIV, XXV, XXVI, XXVII$"): paper_settings("I")
 
 
 def test_every_row_is_found_by_its_question():
@@ -52,7 +69,7 @@ def test_every_row_is_found_by_no_other_question():
         row = paper_row(dataset, method, ipc, attack, eps, steps)
         if row: found.update((t, dataset, method, ipc, attack, eps, steps) for t in row.tables)
     assert max(found.values()) == 1 and sum(found.values()) == 6139
-    assert Counter(cell[0] for cell in found) == {t: n for t, n in COUNTS.items() if t not in ("V", "XXVIII")}
+    assert Counter(cell[0] for cell in found) == COUNTS
     steps_of = lambda q: None if q[3] == "fgsm" else q[5]
     assert set(found) == {(row["table"], *question(row)[:5], steps_of(question(row))) for row in packaged("results")}
 
@@ -68,6 +85,53 @@ def test_the_frame_agrees_with_the_file_row_by_row():
 def test_the_mixing_tables():
     for row, tidy in zip(packaged("mixing"), [*paper_table("V").itertuples(), *paper_table("XXVIII").itertuples()], strict=True):
         assert (row["table"], row["mixed_method"].lower(), row["value"]) == (tidy.table, tidy.method, tidy.printed)
+
+
+def test_the_frequency_table():
+    table = paper_table("IV")
+    assert list(table.columns) == ["table", "dataset", "method", "ipc", "band", "threshold", "value", "printed"]
+    for row, tidy in zip(packaged("frequency_similarity"), table.itertuples(), strict=True):
+        assert (row["dataset"].lower().replace("-", ""), row["method"].lower(), int(row["ipc"]), row["band"], row["similarity"]) == (tidy.dataset, tidy.method, tidy.ipc, tidy.band, tidy.printed)
+        assert tidy.value == float(row["similarity"]) and 0 < tidy.value < 1 and tidy.threshold == 4
+    assert len(table.drop_duplicates(["dataset", "method", "ipc", "band"])) == 72 and not table.isna().any(axis=None)
+
+
+def test_the_settings_are_tables_too():
+    for name in ("XXIV", "XXV", "XXVI", "XXVII"): pd.testing.assert_frame_equal(paper_table(name), paper_settings(name))
+    lost = sum((paper_table(name)["value"] == "").sum() for name in ("XXIV", "XXV", "XXVI", "XXVII"))
+    assert len(packaged("hyperparameters")) == 280 and lost == 93
+
+
+def test_drop_rates():
+    "Each against the printed strings, in decimals and apart from the package's own reading"
+    rates, expected = paper_drop_rates(), []
+    rows = packaged("results") + [dict(row, method=row["mixed_method"], ipc="") for row in packaged("mixing")]
+    clean = {(row["table"], row["dataset"], row["method"], row["ipc"]): Decimal(row["value"]) for row in rows if row["attack"] == "none"}
+    for row in rows:
+        if row["attack"] != "none": expected.append((row["table"], row["attack"].lower(), clean[row["table"], row["dataset"], row["method"], row["ipc"]], Decimal(row["value"])))
+    assert len(rates) == len(expected) == 5002
+    for (table, attack, before, after), tidy in zip(expected, rates.itertuples(), strict=True):
+        assert (table, attack) == (tidy.table, tidy.attack) and (tidy.clean, tidy.robust) == pytest.approx((float(before) / 100, float(after) / 100), abs=1e-9)
+        assert tidy.drop_rate == pytest.approx(float((before - after) / before), abs=1e-9)
+    odd = rates[rates["drop_rate"] < 0]
+    assert odd[["table", "dataset", "method", "ipc", "attack", "eps_255"]].values.tolist() == [["XII", "cifar100", "dc", 1, "fab-t", 4.0]]
+    assert rates["drop_rate"].max() <= 1 and rates["drop_rate"].iloc[0] == pytest.approx(0.255970, abs=1e-6)
+
+
+def test_anomalies_claims_and_recovered():
+    odd = paper_anomalies()
+    assert odd["level"].value_counts().to_dict() == {"noise": 64, "note": 37, "wrong_setting": 30, "likely_typo": 5, "suspect": 4, "format": 3}
+    for row, tidy in zip(packaged("anomalies"), odd.astype(object).itertuples(), strict=True):
+        assert (row["table"], row["value"], row["other_value"], row["check"], row["why"]) == (tidy.table, tidy.printed, tidy.other_value, tidy.check, tidy.why)
+        if row["table"] not in ("IV", "V", "XXVIII"):
+            assert question(row) == tuple(None if pd.isna(v) else v for v in (tidy.dataset, tidy.method, tidy.ipc, tidy.attack, tidy.eps_255, tidy.steps))
+    cell = ["table", "dataset", "method", "ipc", "attack", "eps_255", "steps", "printed"]
+    assert len(odd[odd["table"] != "IV"].merge(pd.concat([paper_results(), paper_table("V"), paper_table("XXVIII")]), on=cell)) == 142   # every cell is printed there
+    claims = paper_claims()
+    assert list(claims.columns) == ["claim", "holds", "evidence"] and Counter(claims["holds"]) == {"yes": 9, "partly": 6} and (claims["evidence"].str.len() > 20).all()
+    found = paper_recovered()
+    assert Counter(found["status"]) == {"upstream": 31, "found": 17, "not found": 14, "inferred": 4} and (found["source"] != "").all()
+    assert ((found["value"] == "") == (found["status"] == "not found")).all()
 
 
 @pytest.mark.parametrize("cell, value", [(("cifar10", "dc", 1, "none"), 0.2973), (("cifar10", "dc", 1, "fgsm", 2), 0.2212), (("imagenette", "mtt", 1, "autoattack", 1), 0.294),
@@ -135,3 +199,7 @@ def test_frames_are_the_callers_own():
     frame = paper_results()
     frame["value"] = 0
     assert paper_results()["value"].max() > 0.8 and paper_table()["value"].max() > 0.8
+    for read in (paper_claims, paper_recovered, paper_anomalies, paper_drop_rates, lambda: paper_table("IV"), lambda: paper_table("XXIV"), lambda: paper_settings("XXVI")):
+        frame = read()
+        frame[frame.columns[0]] = "changed"
+        assert "changed" not in set(read()[frame.columns[0]])

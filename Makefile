@@ -18,10 +18,11 @@ TOOK = @echo "== $@: ok, $$(( $$(date +%s) - $(STARTED) )) s in all"
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help run test test-slow docs export lab
+.PHONY: help run figures test test-slow docs export lab
 
 help:
 	@echo "make run         one cell of the benchmark: distil, train, attack, show (METHOD=dm IPC=1 DATASET=digits OUT=... ARGS='-p NAME VALUE')"
+	@echo "make figures     every table and figure of the paper with our rows beside it, into paper_figures (ARGS='-p store FOLDER')"
 	@echo "make test        all checks: notebooks and package agree, notebook tests, pytest, documentation"
 	@echo "make test-slow   the checks that take longer, and those for a GPU where there is one"
 	@echo "make docs        the documentation site, in _docs"
@@ -54,6 +55,12 @@ run: $(VENV)/.installed
 	$(IN_VENV) python -m papermill nbs/run_cell.ipynb "$(OUT)/run_cell.ipynb" --cwd nbs \
 		-p method "$(METHOD)" -p ipc "$(IPC)" -p dataset "$(DATASET)" -r out "$$(cd "$(OUT)" && pwd)" $(ARGS) </dev/null
 	@$(IN_VENV) python -m ddrobust_nb.results.report "$(OUT)"
+
+figures: $(VENV)/.installed
+	@out=$$(mktemp -d); for page in nbs/analysis/*.ipynb; do \
+		$(IN_VENV) python -m papermill "$$page" "$$out/$$(basename "$$page")" --cwd nbs/analysis --log-level ERROR \
+			-p figures "$(CURDIR)/paper_figures" $(ARGS) </dev/null || exit 1; done; rm -r "$$out"
+	$(TOOK)
 
 # ---- the checks
 

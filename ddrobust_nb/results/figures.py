@@ -50,7 +50,7 @@ def changed(
     if card["ready"] or card["checkpoint"]: return True
     own = own_options(card["method"]) if card["method"] in distiller else {}
     usual = own | preset_options(card["protocol"], card["method"], card["dataset"], card["ipc"])
-    return any(card["options"].get(name, value) != value for name, value in usual.items())
+    return bool(card["options"].keys() - usual.keys()) or any(card["options"].get(name, value) != value for name, value in usual.items())
 
 # %% ../../nbs/results/56_figures.ipynb #c011
 def rows_in(
@@ -508,7 +508,7 @@ def show_table(
 ) -> HTML:
     "Keep a table and show it"
     keep_table(name, table if data is None else data, folder, lambda: draw_table(table, FIGURES[name], notes, **how))
-    body = table.to_html(border=0, index=not isinstance(table.index, pd.RangeIndex), na_rep="")
+    body = table.to_html(border=0, index=not isinstance(table.index, pd.RangeIndex), na_rep="", justify="left").replace('halign="left"', 'style="text-align: left"')
     return HTML(f"<p><b>{FIGURES[name]}</b></p><div style='overflow-x: auto'>{body}</div>" + "".join(f"<p style='margin: 0'><small>{note}</small></p>" for note in notes))
 
 def show_beside(

@@ -247,7 +247,7 @@ def test_an_out_folder_of_another_cell_is_refused(tmp_path):
 
 # ---- published weights
 
-def imagenet(size=72):
+def imagenet(size=66):
     g, labels = generator(0, "imagenet"), torch.arange(1000)
     def images(): return torch.randint(256, (1000, 3, size, size), dtype=torch.uint8, generator=g)
     return make_data(replace(specs["imagenet1k"], size=size), images(), labels, images(), labels)

@@ -30,10 +30,11 @@ def distances(
     height:int,     # Rows of the image
     width:int,      # Columns of the image
     device="cpu",
-) -> torch.Tensor:  # float64 [height, width]
+) -> torch.Tensor:  # [height, width]
     "Distance of every frequency to the zero frequency, which is in the centre (H//2, W//2)"
     rows, cols = torch.arange(height, device=device) - height // 2, torch.arange(width, device=device) - width // 2
-    return torch.hypot(rows[:, None].double(), cols[None].double())
+    exact = torch.float32 if rows.device.type == "mps" else torch.float64   # MPS has no float64
+    return torch.hypot(rows[:, None].to(exact), cols[None].to(exact))
 
 # %% ../nbs/foundations/07_bands.ipynb #c011
 def low_mask(
@@ -89,7 +90,9 @@ def check_frequency(
     w, keep, far = wish.get("weight", 0), wish.get("keep"), float(distances(spec.size, spec.size).max())
     if not number(w, 0, 1e9): raise InputError(f"weight of frequency must be a number of at least 0, got {w!r}")
     if (w > 0) != number(wish.get("target"), 0, 1): raise InputError(f"frequency needs weight and target together, a weight above 0 and a share from 0 to 1, got {wish!r}")
-    if wish.get("radius") is not None: check_radius(wish["radius"], spec.size, spec.size)
+    if wish.get("radius") is not None:
+        check_radius(wish["radius"], spec.size, spec.size)
+        if not w and keep is not None: raise InputError(f"radius of frequency belongs to weight and target, got {wish!r}: leave it out, keep has radii of its own")
     if keep is not None and not (isinstance(keep, (list, tuple)) and len(keep) == 2 and all(number(v, 0, 2 * far) for v in keep) and keep[0] < keep[1] and keep[0] <= far):
         raise InputError(f"keep of frequency must be [inner, outer], two radii with 0 <= inner < outer and inner at most {far:.4g} (the corner), got {keep!r}")
     if not w and keep is None: raise InputError(f"frequency {wish!r} asks for nothing: give weight and target, or keep")

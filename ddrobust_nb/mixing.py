@@ -7,7 +7,7 @@ __all__ = ['MIX_VERSION', 'mixing_recipe', 'mixed_index', 'share', 'card_augment
            'check_alike', 'check_mixed', 'mix', 'control']
 
 # %% ../nbs/mixing/40_mixing.ipynb #c002
-from .core import Autosave, InputError, check_int, generator, pick_device, progress
+from .core import InputError, check_int, generator, pick_device
 from dataclasses import replace
 
 import torch
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from .augment import dsa, parse_strategy, strategy_for
 from .data import Data, as_pixels
 from .networks import Normalise, make_network
-from .train import Recipe, batches, check_training, lr_at, training_labels, view
-from .train import _check_batches, _check_recipe, _finish, _look, _mean_loss, _objective, _Run, _step, _test_images   # the training loop, shared with `fit`
+from .train import Recipe, batches, check_training, training_labels, view
+from .train import _check_batches, _check_recipe, _objective, _Run, _train   # the training loop, shared with `fit`
 from .distilled import DistilledSet, check_set, random
 
 # %% ../nbs/mixing/40_mixing.ipynb #c010
@@ -146,22 +146,6 @@ def check_mixed(data:Data, dset, n_distilled:int, recipe:Recipe):
 
 # %% ../nbs/mixing/40_mixing.ipynb #c042
 MIX_VERSION = 1  # Rises when `mix` begins to give other numbers
-
-# %% ../nbs/mixing/40_mixing.ipynb #c044
-def _train(run, recipe, images, labels, seed, device, test, desc, save):
-    look, autosave = _test_images(test, recipe), Autosave(save)
-    if torch.is_tensor(images) and images.numel() < 2**28: images, labels = images.to(device), labels.to(device)
-    with progress(recipe.epochs, desc, start=run.epoch) as bar:
-        while run.epoch < recipe.epochs:
-            for group in run.opt.param_groups: group["lr"] = lr_at(recipe, run.epoch)
-            for index in batches(len(images), recipe, seed, run.epoch)[run.batch:]:
-                _step(run, recipe, images, labels, index, seed)
-                autosave(run.state)
-            due = run.epoch == recipe.epochs - 1 or (recipe.check_every and (run.epoch + 1) % recipe.check_every == 0)
-            note = "" if not due else f"test {_look(run, look, device):.1%}" if look else f"loss {_mean_loss(run):.3f}"
-            run.epoch, run.batch = run.epoch + 1, 0
-            bar.step(note=note)
-    return _finish(run, recipe)
 
 # %% ../nbs/mixing/40_mixing.ipynb #c045
 def mix(

@@ -347,6 +347,10 @@ def fit(
     _check_batches(run.net, len(images), recipe)
     _objective(run, recipe, how, teacher, len(images), device)
     if state: run.load(state)
+    return _train(run, recipe, images, labels, seed, device, test, desc, save, after_epoch)
+
+def _train(run, recipe, images, labels, seed, device, test, desc, save, after_epoch=None):
+    "The epochs of a run that is made"
     look, autosave = _test_images(test, recipe), Autosave(save)
     if torch.is_tensor(images) and images.numel() < 2**28: images, labels = images.to(device), labels if labels is None else labels.to(device)
     with progress(recipe.epochs, desc, start=run.epoch) as bar:

@@ -132,6 +132,16 @@ def test_what_square_does_not_ask_is_known(monkeypatch):
     assert asked.forwards < every.forwards == few[2].sum() and (few[2][~few[1]] == 401).all()
 
 
+def test_square_never_asks_about_no_image():
+    "One survivor and a square that changes nothing: many a model refuses an empty batch"
+    net, x, y = world(dtype=torch.float)
+    class Picky(nn.Module):
+        def forward(self, x): return net(x.view(len(x), -1).view_as(x))
+    keep = square_search(net, x, y, 1 / 255, 60, False, torch.zeros(len(x), 3, 1, 12).bool(), lambda ids, query: own_luck(0, ids.tolist(), query, 3))[1].logical_not().nonzero()[:1, 0]
+    _, broken, had = square_search(Picky(), x[keep], y[keep], 1 / 255, 400, False, torch.zeros(1, 3, 1, 12).bool(), lambda ids, query: own_luck(0, keep[ids].tolist(), query, 3))
+    assert broken.any() or had.item() == 401
+
+
 def test_every_eps_at_once_is_each_alone():
     "APGD, Square and AutoAttack run all eps as one batch: in double precision to the bit what each would be alone"
     net, x, y = world(n=24)

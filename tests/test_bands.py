@@ -146,4 +146,5 @@ def test_keys_only_change_with_a_wish(tmp_path):
 
 def test_a_cell_refuses_what_cannot_be(tmp_path):
     with pytest.raises(InputError, match="0 <= inner < outer"): plan_cell(store=str(tmp_path), options={"frequency": {"keep": [8, 4]}})
+    with pytest.raises(InputError, match="keep has radii of its own"): plan_cell(store=str(tmp_path), options={"frequency": {"keep": [0, 8], "radius": 4}})
     with pytest.raises(InputError, match="no options of its own"): plan_cell(store=str(tmp_path), method="random", options={"frequency": {"keep": [0, 8]}})

@@ -65,8 +65,8 @@ def names(node): return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)
 
 
 def whole_run(function):
-    "A distiller, or a function with a progress bar: called once, and the loop is in it"
-    return bool({"distiller", "progress"} & set.union(names(function), *map(names, function.decorator_list)))
+    "A distiller, or a function with a progress bar or that calls the one of `fit`: called once, and the loop is in it"
+    return bool({"distiller", "progress", "_train"} & set.union(names(function), *map(names, function.decorator_list)))
 
 
 def drawn(node):

@@ -85,10 +85,11 @@ def square_search(
 
 def _ask(model, new, s, query):
     "Margins of the candidates and which are wrong; what equals the best so far needs no answer, it has been asked"
-    asked = slice(None) if not query or new.device.type == "cuda" else (new != s["best"]).flatten(1).any(1).nonzero()[:, 0]
-    gap, wrong = s["least"].clone(), torch.zeros_like(s["hit"])
-    z, y = model(new[asked]), s["y"][asked]
-    gap[asked], wrong[asked] = margin(z, y), z.argmax(1) != y
+    if not query or new.device.type == "cuda": z = model(new); return margin(z, s["y"]), z.argmax(1) != s["y"]
+    gap, wrong, asked = s["least"].clone(), torch.zeros_like(s["hit"]), (new != s["best"]).flatten(1).any(1).nonzero()[:, 0]
+    if len(asked):                                            # not every model takes an empty batch
+        z, y = model(new[asked]), s["y"][asked]
+        gap[asked], wrong[asked] = margin(z, y), z.argmax(1) != y
     return gap, wrong
 
 def _try_square(s, query, queries, rescale, luck):

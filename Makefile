@@ -3,6 +3,8 @@ PYTHON ?= python3
 METHOD ?= dm
 IPC ?= 1
 DATASET ?= digits
+# Cells of a grid at a time
+WORKERS ?= 2
 # More parameters of the cell, as papermill takes them: make run ARGS="-p protocol full"
 ARGS ?=
 OUT ?= runs/$(if $(filter dm-1-digits,$(METHOD)-$(IPC)-$(DATASET)),quickstart,$(DATASET)-$(METHOD)-ipc$(IPC))
@@ -18,10 +20,11 @@ TOOK = @echo "== $@: ok, $$(( $$(date +%s) - $(STARTED) )) s in all"
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help run figures test test-slow docs export lab
+.PHONY: help run grid-demo figures test test-slow docs export lab
 
 help:
 	@echo "make run         one cell of the benchmark: distil, train, attack, show (METHOD=dm IPC=1 DATASET=digits OUT=... ARGS='-p NAME VALUE')"
+	@echo "make grid-demo   a whole grid on the bundled digits: six distillers, IPC 1 and 5, into runs/ (WORKERS=2)"
 	@echo "make figures     every table and figure of the paper with our rows beside it, into paper_figures (ARGS='-p store FOLDER')"
 	@echo "make test        all checks: notebooks and package agree, notebook tests, pytest, documentation"
 	@echo "make test-slow   the checks that take longer, and those for a GPU where there is one"
@@ -55,6 +58,10 @@ run: $(VENV)/.installed
 	$(IN_VENV) python -m papermill nbs/run_cell.ipynb "$(OUT)/run_cell.ipynb" --cwd nbs \
 		-p method "$(METHOD)" -p ipc "$(IPC)" -p dataset "$(DATASET)" -r out "$$(cd "$(OUT)" && pwd)" $(ARGS) </dev/null
 	@$(IN_VENV) python -m ddrobust_nb.results.report "$(OUT)"
+
+grid-demo: $(VENV)/.installed
+	$(IN_VENV) ddrobust run demo --workers $(WORKERS) $(ARGS)
+	$(TOOK)
 
 figures: $(VENV)/.installed
 	@out=$$(mktemp -d); for page in nbs/analysis/*.ipynb; do \

@@ -7,6 +7,7 @@ __all__ = ['PROTOCOLS', 'SRE2L', 'RECIPES', 'TRAJECTORIES', 'PRINTED', 'LOST', '
            'matching_rows', 'recipe_for', 'trajectory_presets', 'preset_rows', 'preset_options']
 
 # %% ../nbs/foundations/06_protocols.ipynb #c002
+import functools
 from dataclasses import dataclass, replace
 
 from .core import unknown_name
@@ -104,7 +105,10 @@ def recipe_for(
     recipe = Recipe(epochs=epochs, decay_every=protocol.decay_every, order=protocol.order, augment=strategy_for(spec),
                     select=protocol.select if select == "auto" else select,
                     check_every=protocol.check_every, check_n=protocol.check_n)
-    return replace(recipe, **{field: value for field, (value, _) in matching_rows(RECIPES, protocol.name, method, spec.name, ipc).items()})
+    return replace(recipe, **{field: value for field, (value, _) in _matching("recipes", protocol.name, method, spec.name, ipc).items()})
+
+@functools.cache
+def _matching(table, *asked): return matching_rows(RECIPES if table == "recipes" else PRESETS, *asked)   # a grid asks the same thousands of times
 
 # %% ../nbs/foundations/06_protocols.ipynb #c022
 # method, dataset, ipc: student steps, expert epochs, latest start epoch, batch (None: all images) | learning rates of images, of the step size, of the student at the start
@@ -256,7 +260,7 @@ def preset_rows(
     ipc:int,  # None for a whole training set
 ) -> dict:    # option -> (value, source)
     "The preset of each option of a method, with its source"
-    return matching_rows(PRESETS, protocol, method, dataset, ipc)
+    return dict(_matching("presets", protocol, method, dataset, ipc))
 
 # %% ../nbs/foundations/06_protocols.ipynb #c029
 def preset_options(protocol:str, method:str, dataset:str, ipc:int) -> dict:

@@ -302,7 +302,7 @@ def test_blanks_and_letters(tmp_path):
     cell = short(plan_cell(dataset=f"folder:{path}", data_root=str(path.parent), store=str(store), out=str(out), ipc=2, options={"iterations": 1, "batch_real": 2}, **{**TINY, "n_test": 4}))
     rows = write_out(run_stages(cell))
     assert [asdict(r) for r in read_results(out)] == [asdict(r) for r in rows] and rows[0].n == 4
-    assert {p.name for p in store.iterdir()} == {"distil", "train", "attack"}
+    assert {p.name for p in store.iterdir()} == {"distil", "train", "attack", "store.json", ".locks"}
     again = plan_cell(distilled=str(out / "set-dm"), dataset=f"folder:{path}", store=str(store), **{**TINY, "n_test": 4})
     assert (again.method, again.ipc) == ("dm", 2)
 

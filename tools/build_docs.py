@@ -17,7 +17,7 @@ NBS, PROC, SRC, OUT = ROOT / "nbs", ROOT / "_proc", ROOT / "_site_src", ROOT / "
 # Sections of the sidebar in the order of reading; a folder that is not listed comes last, under its own name.
 SECTIONS = {
     "": "Run it", "tutorials": "Tutorials", "foundations": "Foundations", "distillers": "Distillers", "attacks": "Attacks",
-    "frequency": "Frequency", "mixing": "Mixing", "results": "Results", "explore": "Explore", "analysis": "Analysis", "speed": "Speed",
+    "frequency": "Frequency", "mixing": "Mixing", "results": "Results", "grid": "Grids", "explore": "Explore", "analysis": "Analysis", "speed": "Speed",
 }
 
 

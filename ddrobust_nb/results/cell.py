@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['PARAMETERS', 'TEXT', 'VERSIONS', 'NEUTRAL', 'check_types', 'given_parameters', 'Cell', 'complete_options',
            'check_network', 'check_n_test', 'published', 'fetch_published', 'identify', 'plan_cell', 'set_digest',
-           'cell_config', 'summary', 'Distilled', 'upstream_parts', 'read_teacher', 'distil_cell', 'Trained',
-           'train_one', 'train_cell', 'read_weights', 'load_checkpoint', 'attack_key', 'attack_one', 'check_one',
-           'versions', 'commit', 'rows_of', 'carried_over', 'Finished', 'attack_cell', 'finish_cell', 'run_stages',
-           'baseline_cell', 'write_out']
+           'cell_config', 'summary', 'Distilled', 'part_configs', 'make_part', 'upstream_parts', 'read_teacher',
+           'set_key', 'distil_cell', 'Trained', 'model_keys', 'train_one', 'train_cell', 'read_weights',
+           'load_checkpoint', 'attack_key', 'attack_one', 'check_one', 'versions', 'commit', 'rows_of', 'carried_over',
+           'Finished', 'attack_cell', 'finish_cell', 'run_stages', 'baseline_cell', 'artefacts', 'write_out']
 
 # %% ../../nbs/results/54_cell.ipynb #c002
 from ..core import InputError, check_choice, check_int, check_path, pick_device, unknown_name
-import ast, functools, hashlib, importlib, importlib.metadata, inspect, json, pkgutil, re, subprocess
+import ast, functools, hashlib, importlib, importlib.metadata, inspect, json, pkgutil, re, subprocess, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from ..distilled import DistilledSet, distiller, load_set, own_options, save_set
 from ..networks import make_network
 from ..protocols import PROTOCOLS, Protocol, preset_options, protocol_for, recipe_for
 from .report import Result, write_results
-from .store import Store, cached, cached_together, check_writable, find_store, sha256_of, stage_key, write_json
+from .store import Store, cached, cached_together, check_format, check_writable, find_store, sha256_of, stage_key, write_json
 from ..train import History, Recipe, fit, frozen, predict, relabelling, training_labels, weights
 
 # %% ../../nbs/results/54_cell.ipynb #c005
@@ -97,9 +97,12 @@ class Cell:
 VERSIONS = {"expert": 1, "teacher": 1, "distil": 3, "train": 2, "attack": 2}
 
 # %% ../../nbs/results/54_cell.ipynb #c021
+@functools.cache
+def _options_of(f, method): return own_options(method) | ({"frequency": None} if "frequency" in inspect.signature(f).parameters else {})
+
 def complete_options(method:str, protocol:str, data:Data, ipc:int, options:dict, network:str="auto") -> dict:
     "Every option of a distiller, with its value; a preset gives way where there are fewer images"
-    own = own_options(method) | ({"frequency": None} if "frequency" in inspect.signature(distiller[method]).parameters else {})
+    own = _options_of(distiller[method], method)
     for name, value in options.items():
         if name not in own: raise unknown_name(f"option of {method}", name, own) if own else InputError(f"{method} has no options of its own, got {name!r}: leave options out")
         if isinstance(value, bool) != isinstance(own[name], bool): raise InputError(f"option {name} must be like its default {own[name]!r}, got {value!r}")
@@ -115,7 +118,10 @@ def complete_options(method:str, protocol:str, data:Data, ipc:int, options:dict,
 # %% ../../nbs/results/54_cell.ipynb #c024
 def check_network(name:str, data:Data) -> str:
     "The full name of a network for these data, without making its weights"
-    return make_network(name, data.spec, device="meta").name  # meta: shapes only
+    return _full_name(name, data.spec)
+
+@functools.cache
+def _full_name(name, spec): return make_network(name, spec, device="meta").name  # meta: shapes only
 
 # %% ../../nbs/results/54_cell.ipynb #c026
 def check_n_test(n_test, data:Data):
@@ -188,7 +194,9 @@ NEUTRAL = {n: ("", "auto") if n in ("network", "distill_network", "attacks", "se
 
 # %% ../../nbs/results/54_cell.ipynb #c039
 def plan_cell(
-    **given,  # Any of `PARAMETERS`
+    *,
+    data:Data=None,  # What `dataset` stands for, where it has been loaded already
+    **given,         # Any of `PARAMETERS`
 ) -> Cell:
     "Check all parameters and complete them; nothing is computed and nothing written"
     given = {n: PARAMETERS[n] if n in NEUTRAL and (v is None or v in NEUTRAL[n]) else v for n, v in given.items()}
@@ -201,14 +209,22 @@ def plan_cell(
     if p["checkpoint"] and (p["n_models"] or 1) > 1: raise InputError(f"n_models must be 1 with a ready model, got {p['n_models']}: leave it out")
     device = pick_device(p["device"])
     if device.type not in ("cpu", "cuda", "mps"): raise InputError(f"device {p['device']!r} is not known: use auto, cpu, cuda, cuda:0 or mps")
-    threats = tuple(threat_list(p["attacks"], p["dataset"], p["protocol"]))
+    threats = _threats(p["attacks"], p["dataset"], p["protocol"])
     store = find_store(p["store"])
-    check_writable("store", store.root)
+    _check_store(store, int(time.monotonic()))
     if p["out"]: check_writable("out", check_path("out", p["out"]).absolute())
-    data = load_data(p["dataset"], p["data_root"])
+    data = data or load_data(p["dataset"], p["data_root"])
     return _complete(given, p, device, threats, store, data)
 
 # %% ../../nbs/results/54_cell.ipynb #c040
+@functools.cache
+def _threats(attacks, dataset, protocol): return tuple(threat_list(attacks, dataset, protocol))
+
+@functools.lru_cache(16)
+def _check_store(store, second):   # a grid of thousands of cells asks once a second
+    check_writable("store", store.root)
+    check_format(store)
+
 def _complete(given, p, device, threats, store, data):
     method, ipc, ready = identify(given, data)
     if method != "whole" and not (ready or p["checkpoint"]):
@@ -247,7 +263,6 @@ def _check_threats(threats, data):
 def _out_folder(out, store, cell, key):
     name = re.sub(r"[^\w.-]+", "_", cell.dataset)
     out = check_path("out", out).absolute() if out else store.root/"cells"/f"{name}-{cell.method}-ipc{cell.ipc or 'all'}-{key[:8]}"
-    check_writable("out", out)
     try: other = json.loads((out/"cell.json").read_text(encoding="utf-8"))
     except FileNotFoundError: return out
     except (ValueError, OSError): other = None
@@ -267,8 +282,14 @@ def cell_config(cell:Cell) -> dict:
     "What makes this cell different from others, as JSON"
     ready = set_digest(cell.ready) if cell.ready else ""
     return dict(dataset=cell.dataset, method=cell.method, ipc=cell.ipc, network=cell.network, distill_network=cell.distill_network, protocol=cell.protocol.name,
-                recipe=asdict(cell.recipe), options=cell.options, threats=[asdict(t) for t in cell.threats], n_test=cell.n_test, n_models=cell.n_models, seed=cell.seed,
+                recipe=_as_dict(cell.recipe), options=cell.options, threats=_as_dicts(cell.threats), n_test=cell.n_test, n_models=cell.n_models, seed=cell.seed,
                 ready=ready, checkpoint=sha256_of(Path(cell.checkpoint).expanduser()) if cell.checkpoint else "")
+
+@functools.cache
+def _as_dict(value): return asdict(value)
+
+@functools.cache
+def _as_dicts(threats): return [asdict(t) for t in threats]
 
 # %% ../../nbs/results/54_cell.ipynb #c043
 def _training_line(cell):
@@ -297,14 +318,21 @@ class Distilled:
     teacher: object = None  # The network that relabels it, where it has one
 
 # %% ../../nbs/results/54_cell.ipynb #c050
+def part_configs(cell:Cell) -> dict:  # key -> what the part is, in order
+    "The parts that a cell's method reads"
+    if cell.ready or cell.checkpoint or not (upstream := distiller[cell.method].upstream): return {}
+    configs = upstream.configs(cell.data, cell.distill_network, cell.options)
+    return {stage_key(upstream.stage, VERSIONS[upstream.stage], config, [cell.data.fingerprint]): config for config in configs}
+
+def make_part(cell:Cell, key:str) -> Path:
+    "One of them, from the store or made now"
+    upstream, config = distiller[cell.method].upstream, part_configs(cell)[key]
+    make = lambda state, save: upstream.make(cell.data, config, device=cell.device, state=state, save=save)
+    return cached(cell.store, upstream.stage, key, config, make, lambda part, f: save_file(part, f/"part.safetensors"), lambda f: f/"part.safetensors")
+
 def upstream_parts(cell:Cell) -> dict:  # key -> file, in order
     "The parts that a cell's method reads, from the store or made now"
-    upstream, parts = distiller[cell.method].upstream, {}
-    for config in upstream.configs(cell.data, cell.distill_network, cell.options) if upstream else ():
-        key = stage_key(upstream.stage, VERSIONS[upstream.stage], config, [cell.data.fingerprint])
-        make = lambda state, save: upstream.make(cell.data, config, device=cell.device, state=state, save=save)
-        parts[key] = cached(cell.store, upstream.stage, key, config, make, lambda part, f: save_file(part, f/"part.safetensors"), lambda f: f/"part.safetensors")
-    return parts
+    return {key: make_part(cell, key) for key in part_configs(cell)}
 
 # %% ../../nbs/results/54_cell.ipynb #c052
 def read_teacher(cell:Cell, dset:DistilledSet, file) -> torch.nn.Module:
@@ -313,23 +341,31 @@ def read_teacher(cell:Cell, dset:DistilledSet, file) -> torch.nn.Module:
     except Exception as e: raise InputError(f"the teacher {file} is not a {dset.teacher['network']} ({str(e).splitlines()[0]}): give the one the set was made with") from None
 
 # %% ../../nbs/results/54_cell.ipynb #c053
+def _set_key(cell):
+    config = dict(method=cell.method, ipc=cell.ipc, seed=cell.seed, network=cell.distill_network, options=cell.options)
+    return stage_key("distil", VERSIONS["distil"], config, [cell.data.fingerprint, *part_configs(cell)]), config
+
+def set_key(cell:Cell) -> str:
+    "The key of a cell's distilled set, known before there is one; empty where a model was given"
+    if cell.checkpoint: return ""
+    return set_digest(cell.ready)[:16] if cell.ready else _set_key(cell)[0]
+
+# %% ../../nbs/results/54_cell.ipynb #c055
 def distil_cell(
     cell:Cell,
     watch=None,   # Of the distiller; not called when the set comes from the store
 ) -> Distilled:
     "The distilled set of a cell: given, or from the store, or made now; none where a model was given"
     if cell.checkpoint: return Distilled(None, "")   # nobody needs the set
-    if cell.ready: return Distilled(cell.ready, set_digest(cell.ready)[:16], read_teacher(cell, cell.ready, cell.teacher) if cell.teacher else None)
-    method, parts = distiller[cell.method], upstream_parts(cell)
-    config = dict(method=cell.method, ipc=cell.ipc, seed=cell.seed, network=cell.distill_network, options=cell.options)
-    key = stage_key("distil", VERSIONS["distil"], config, [cell.data.fingerprint, *parts])
+    if cell.ready: return Distilled(cell.ready, set_key(cell), read_teacher(cell, cell.ready, cell.teacher) if cell.teacher else None)
+    method, parts, (key, config) = distiller[cell.method], upstream_parts(cell), _set_key(cell)
     extra = ({method.upstream.keyword: [*parts.values()]} if parts else {}) | ({"watch": watch} if watch else {})
     make = lambda state, save: method(cell.data, cell.ipc, seed=cell.seed, device=cell.device, network=cell.distill_network, **cell.options, **extra, state=state, save=save)
     if cell.method == "whole": return Distilled(make(None, None), key)   # the data themselves: nothing to keep
     dset = cached(cell.store, "distil", key, config, make, save_set, load_set)
     return Distilled(dset, key, read_teacher(cell, dset, *parts.values()) if dset.teacher else None)
 
-# %% ../../nbs/results/54_cell.ipynb #c057
+# %% ../../nbs/results/54_cell.ipynb #c059
 @dataclass(frozen=True)
 class Trained:
     "A model and what is known of it"
@@ -342,7 +378,7 @@ class Trained:
     key: str
     clean = property(lambda self: self.right.double().mean().item(), doc="clean accuracy on the whole test set")
 
-# %% ../../nbs/results/54_cell.ipynb #c058
+# %% ../../nbs/results/54_cell.ipynb #c060
 def _right(net, data, device): return predict(net, data.test_images, device) == data.test_labels
 
 def _write_model(net, folder, data, device, card):
@@ -359,7 +395,7 @@ def _with(net, weights, f):
     net.load_state_dict(weights)
     return f()
 
-# %% ../../nbs/results/54_cell.ipynb #c059
+# %% ../../nbs/results/54_cell.ipynb #c061
 def _read_model(folder, cell, seed, key):
     h = json.loads((folder/"training.json").read_text(encoding="utf-8"))
     right = {k: v.bool() for k, v in load_file(folder/"right.safetensors").items()}
@@ -369,24 +405,34 @@ def _read_model(folder, cell, seed, key):
     share = {k: v.double().mean().item() for k, v in right.items()}
     return Trained(net, seed, right[chosen], share["last"], share["best"], History(h["epochs"], h["loss"], h["accuracy"]), key)
 
-# %% ../../nbs/results/54_cell.ipynb #c061
+# %% ../../nbs/results/54_cell.ipynb #c063
+def _model_key(cell, key, seed):
+    ready = published(cell.method, cell.data.spec, cell.network)
+    config = dict(network=cell.network, weights=ready) if ready else dict(network=cell.network, recipe=asdict(cell.recipe), seed=seed)
+    return stage_key("train", VERSIONS["train"], config, [key, cell.data.fingerprint]), config
+
+def model_keys(cell:Cell) -> list:
+    "The keys of a cell's models, known before there are any"
+    if cell.checkpoint: return [sha256_of(Path(cell.checkpoint).expanduser())[:16]]
+    return [_model_key(cell, set_key(cell), 100 * cell.seed + i)[0] for i in range(cell.n_models)]
+
+# %% ../../nbs/results/54_cell.ipynb #c065
 def train_one(cell:Cell, distilled:Distilled, seed:int) -> Trained:
     "One student of a cell: from the store, or trained now"
     ready = published(cell.method, cell.data.spec, cell.network)
-    config = dict(network=cell.network, weights=ready) if ready else dict(network=cell.network, recipe=asdict(cell.recipe), seed=seed)
-    key = stage_key("train", VERSIONS["train"], config, [distilled.key, cell.data.fingerprint])
+    key, config = _model_key(cell, distilled.key, seed)
     make = lambda state, save: fetch_published(cell) if ready else fit(distilled.dset, network=cell.network, seed=seed, recipe=cell.recipe, device=cell.device, test=cell.data,
                                    desc=f"train on {cell.method}, seed {seed}", teacher=distilled.teacher, state=state, save=save)
     write = lambda net, folder: _write_model(net, folder, cell.data, cell.device, dict(method=cell.method, ipc=cell.ipc, network=cell.network, seed=seed))
     return cached(cell.store, "train", key, config, make, write, lambda folder: _read_model(folder, cell, seed, key))
 
-# %% ../../nbs/results/54_cell.ipynb #c063
+# %% ../../nbs/results/54_cell.ipynb #c067
 def train_cell(cell:Cell, distilled:Distilled) -> list:
     "All students of a cell, or the one model that was given"
     if cell.checkpoint: return [load_checkpoint(cell)]
     return [train_one(cell, distilled, 100 * cell.seed + i) for i in range(cell.n_models)]
 
-# %% ../../nbs/results/54_cell.ipynb #c066
+# %% ../../nbs/results/54_cell.ipynb #c070
 def read_weights(checkpoint:str, net) -> tuple:
     "The tensors of a checkpoint, and the part of the network that they fill"
     path = check_path("checkpoint", checkpoint)
@@ -398,7 +444,7 @@ def read_weights(checkpoint:str, net) -> tuple:
     if odd: raise InputError(f"checkpoint {path} does not fit the network {net.name}: {odd} is {got.get(odd, 'missing')}, not {want.get(odd, 'part of it')}; name its network")
     return tensors, target
 
-# %% ../../nbs/results/54_cell.ipynb #c067
+# %% ../../nbs/results/54_cell.ipynb #c071
 def load_checkpoint(cell:Cell) -> Trained:
     "The model of `checkpoint`"
     path = check_path("checkpoint", cell.checkpoint)
@@ -409,7 +455,7 @@ def load_checkpoint(cell:Cell) -> Trained:
     share = right.double().mean().item()
     return Trained(net, 0, right, share, share, History(), sha256_of(path)[:16])
 
-# %% ../../nbs/results/54_cell.ipynb #c070
+# %% ../../nbs/results/54_cell.ipynb #c074
 def _write_evaluation(e, folder):
     always = {} if e.always is None else {"always": e.always.to(torch.uint8)}
     save_file({"index": e.index, "flags": e.flags.to(torch.uint8), **always}, folder/"flags.safetensors")
@@ -420,20 +466,20 @@ def _read_evaluation(folder, threat):
     always = tensors["always"].bool() if "always" in tensors else None
     return Evaluation(threat, tensors["index"], tensors["flags"].bool(), **{**said, "warnings": tuple(said["warnings"])}, always=always)
 
-# %% ../../nbs/results/54_cell.ipynb #c071
-def attack_key(cell:Cell, model:Trained, threat:Threat) -> str:
-    "The key of one evaluation"
-    return stage_key("attack", VERSIONS["attack"], dict(threat=asdict(threat), n_test=cell.n_test, seed=cell.seed), [model.key, cell.recipe.select, cell.data.fingerprint])
+# %% ../../nbs/results/54_cell.ipynb #c075
+def attack_key(cell:Cell, model:str, threat:Threat) -> str:
+    "The key of one evaluation of the model of a key"
+    return stage_key("attack", VERSIONS["attack"], dict(threat=asdict(threat), n_test=cell.n_test, seed=cell.seed), [model, cell.recipe.select, cell.data.fingerprint])
 
-# %% ../../nbs/results/54_cell.ipynb #c073
+# %% ../../nbs/results/54_cell.ipynb #c077
 def attack_one(cell:Cell, model:Trained) -> list:
     "All evaluations of one model, each kept in the store as soon as those it shares work with are finished"
     def keep(threats, work):
-        keys = {t: attack_key(cell, model, t) for t in threats}
+        keys = {t: attack_key(cell, model.key, t) for t in threats}
         return cached_together(cell.store, "attack", keys, asdict, work, _write_evaluation, _read_evaluation).values()
     return evaluate(model.model, cell.data, cell.threats, n_test=cell.n_test, seed=cell.seed, device=cell.device, keep=keep)
 
-# %% ../../nbs/results/54_cell.ipynb #c075
+# %% ../../nbs/results/54_cell.ipynb #c079
 def check_one(cell:Cell, model:Trained, evaluations:list) -> list:
     "The self-checks of one model"
     index = attacked_index(cell.data, cell.n_test)[:1000]
@@ -441,14 +487,14 @@ def check_one(cell:Cell, model:Trained, evaluations:list) -> list:
     asked = model_checks(model.model, as_pixels(cell.data.test_images[index]), cell.data.test_labels[index], index, eps, seed=cell.seed, device=cell.device, clean=model.right[index])
     return asked + attack_checks(evaluations, clean=model.right[attacked_index(cell.data, cell.n_test)])
 
-# %% ../../nbs/results/54_cell.ipynb #c078
+# %% ../../nbs/results/54_cell.ipynb #c082
 @functools.cache
 def versions() -> str:
     "The versions of this package and of the libraries whose code decides numbers"
     names = ("torch", "torchvision", "torchattacks", "pyautoattack", "numpy")
     return ", ".join([f"ddrobust_nb {ddrobust_nb.__version__}"] + [f"{n} {importlib.metadata.version(n)}" for n in names])
 
-# %% ../../nbs/results/54_cell.ipynb #c080
+# %% ../../nbs/results/54_cell.ipynb #c084
 @functools.cache
 def commit() -> str:
     "The commit of the checkout the package runs from, with -dirty when files differ; empty for an installed package"
@@ -458,14 +504,14 @@ def commit() -> str:
     try: return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.TimeoutExpired): return ""
 
-# %% ../../nbs/results/54_cell.ipynb #c081
+# %% ../../nbs/results/54_cell.ipynb #c085
 def rows_of(cell:Cell, distilled:Distilled, models:list, evaluations:list, checks:list) -> list:
     "The result rows of a cell: one per model and attack setting; one without attack per model where there is none"
     best = max(range(len(models)), key=lambda i: models[i].clean)
     nothing = Evaluation(None, attacked_index(cell.data, cell.n_test), torch.zeros(0))
     return [_row(cell, distilled, m, i == best, e, c, carried_over(e, es)) for i, (m, es, c) in enumerate(zip(models, evaluations, checks)) for e in es or [nothing]]
 
-# %% ../../nbs/results/54_cell.ipynb #c083
+# %% ../../nbs/results/54_cell.ipynb #c087
 def carried_over(
     e:Evaluation,  # AutoAttack at one eps
     others:list,   # Evaluations of the same model
@@ -476,7 +522,7 @@ def carried_over(
     rising = torch.stack([o.flags for o in sorted(same, key=lambda o: o.threat.eps_value)])
     return carried(rising)[-1].double().mean().item() if len(same) > 1 else None
 
-# %% ../../nbs/results/54_cell.ipynb #c085
+# %% ../../nbs/results/54_cell.ipynb #c089
 def _row(cell, distilled, m, best, e, checks, carry):
     t, clean_n = e.threat, m.right[e.index].double().mean().item()
     robust = e.robust if t else None
@@ -487,12 +533,12 @@ def _row(cell, distilled, m, best, e, checks, carry):
                   n_clean=len(m.right), clean=m.clean, clean_last=m.clean_last, clean_best=m.clean_best, n=len(e.index), clean_n=clean_n, robust=robust,
                   drop_rate=drop_rate(clean_n, robust) if t else None, gradients=e.gradients, forwards=e.forwards, seconds=e.seconds, peak_mb=e.peak_mb,
                   device=_device_name(cell.device), versions=versions(), commit=commit(), data_fingerprint=cell.data.fingerprint,
-                  warnings=tuple(c.code for c in checks if not c.ok), key=attack_key(cell, m, t) if t else m.key,
+                  warnings=tuple(c.code for c in checks if not c.ok), key=attack_key(cell, m.key, t) if t else m.key,
                   backend=t.backend if t else "", any_iterate=None if e.always is None else e.always.double().mean().item(), carry=carry)
 
 def _device_name(device): return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else str(device)
 
-# %% ../../nbs/results/54_cell.ipynb #c087
+# %% ../../nbs/results/54_cell.ipynb #c091
 @dataclass(frozen=True)
 class Finished:
     "What a cell left: set, models, evaluations, checks and rows"
@@ -503,7 +549,7 @@ class Finished:
     checks: list       # One list per model
     rows: list
 
-# %% ../../nbs/results/54_cell.ipynb #c088
+# %% ../../nbs/results/54_cell.ipynb #c092
 def attack_cell(cell:Cell, models:list) -> list:
     "The evaluations of every model"
     return [attack_one(cell, m) for m in models]
@@ -513,35 +559,44 @@ def finish_cell(cell:Cell, distilled:Distilled, models:list, evaluations:list) -
     checks = [check_one(cell, m, es) for m, es in zip(models, evaluations)]
     return Finished(cell, distilled, models, evaluations, checks, rows_of(cell, distilled, models, evaluations, checks))
 
-# %% ../../nbs/results/54_cell.ipynb #c089
+# %% ../../nbs/results/54_cell.ipynb #c093
 def run_stages(cell:Cell) -> Finished:
     "All stages of a cell; what is finished comes from the store"
     distilled = distil_cell(cell)
     models = train_cell(cell, distilled)
     return finish_cell(cell, distilled, models, attack_cell(cell, models))
 
-# %% ../../nbs/results/54_cell.ipynb #c092
+# %% ../../nbs/results/54_cell.ipynb #c096
 def baseline_cell(cell:Cell) -> Cell:
     "The same cell with random real images, or None where that makes no sense"
     if cell.method in ("random", "whole") or cell.checkpoint or not cell.ipc: return None
     return replace(cell, method="random", options={}, ready=None)
 
-# %% ../../nbs/results/54_cell.ipynb #c095
+# %% ../../nbs/results/54_cell.ipynb #c099
+def artefacts(cell:Cell) -> list:
+    "Whatever a cell reads or makes in the store, as stage/key; AutoAttack out of parts that are there anyway is not kept"
+    parts = [f"{distiller[cell.method].upstream.stage}/{key}" for key in part_configs(cell)]
+    own = [f"distil/{set_key(cell)}"] if not (cell.ready or cell.checkpoint or cell.method == "whole") else []
+    models = model_keys(cell)
+    trained = [] if cell.checkpoint else [f"train/{m}" for m in models]
+    return parts + own + trained + [f"attack/{attack_key(cell, m, t)}" for m in models for t in cell.threats]
+
+# %% ../../nbs/results/54_cell.ipynb #c102
 def write_out(
     *finished:Finished,  # The cell itself first, then what stands beside it
 ) -> list:               # All rows
     "Fill the `out` folder of a cell"
     cell, rows = finished[0].cell, [r for f in finished for r in f.rows]
     cell.out.mkdir(parents=True, exist_ok=True)
-    write_json(cell.out/"cell.json", {"name": cell.name, "key": cell.key, **cell_config(cell)})
-    write_results(rows, cell.out)
+    write_json(cell.out/"cell.json", {"name": cell.name, "key": cell.key, **cell_config(cell), "artefacts": sorted({a for f in finished for a in artefacts(f.cell)})})
     flags = {r.key: e.flags.to(torch.uint8) for f in finished for r, e in zip(f.rows, [e for es in f.evaluations for e in es])}
     index = {"index": attacked_index(cell.data, cell.n_test)}
     save_file(flags | index, cell.out/"flags.safetensors")
     for f in finished: _write_models(cell.out, f)
+    write_results(rows, cell.out)                            # last: where there are rows, everything else is there
     return rows
 
-# %% ../../nbs/results/54_cell.ipynb #c096
+# %% ../../nbs/results/54_cell.ipynb #c103
 def _write_models(out, f):
     if f.distilled.dset and not f.cell.ready and f.cell.method != "whole":
         folder = save_set(f.distilled.dset, out/f"set-{f.cell.method}")

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PARAMETERS', 'CUT', 'WHOLE', 'MIXING_TABLES', 'RUN', 'SET', 'mixing_parameters', 'mixing_attacks', 'read_sets',
            'Mixing', 'plan_mixing', 'recipe_of', 'mixing_config', 'mixing_summary', 'Part', 'mixed_sets', 'mix_one',
-           'mix_all', 'finish_mixing', 'write_mixing', 'paper_mixing', 'paired', 'signed', 'mixing_rows', 'measures',
-           'measured', 'mixing_table', 'plot_differences']
+           'mix_all', 'finish_mixing', 'write_mixing', 'mixing_artefacts', 'paper_mixing', 'paired', 'signed',
+           'mixing_rows', 'measures', 'measured', 'mixing_table', 'plot_differences']
 
 # %% ../../nbs/results/57_mixing.ipynb #c002
 from ..core import InputError, check_choice, check_int, unknown_name
@@ -24,7 +24,7 @@ from ..data import Data
 from ..distilled import DistilledSet, class_balanced, distiller, load_set, random
 from ..mixing import MIX_VERSION, card_augment, check_mixed, control, mix, mixing_recipe
 from ..protocols import PROTOCOLS
-from .cell import VERSIONS, Cell, Distilled, attack_cell, distil_cell, finish_cell, plan_cell, set_digest
+from .cell import VERSIONS, Cell, Distilled, artefacts, attack_cell, attack_key, distil_cell, finish_cell, plan_cell, set_digest
 from .cell import _out_folder, _read_model, _write_model   # the files of a model, and the check of `out`, are those of a cell
 from .paper import paper_table
 from .report import attack_label, frame, spread, write_results
@@ -92,7 +92,9 @@ class Mixing:
 
 # %% ../../nbs/results/57_mixing.ipynb #c016
 def plan_mixing(
-    **given,  # Any of `PARAMETERS`
+    *,
+    data:Data=None,  # What `dataset` stands for, where it has been loaded already
+    **given,         # Any of `PARAMETERS`
 ) -> Mixing:
     "Check all parameters and complete them; nothing is computed and nothing written"
     p = PARAMETERS | {n: v for n, v in given.items() if v is not None}
@@ -104,7 +106,8 @@ def plan_mixing(
     check_int("n_models", p["n_models"], 1, 100, "the seeds of networks are 100 x seed + i")
     threats = mixing_attacks(p["attacks"], p["eps"], p["steps"])
     common = {n: p[n] for n in ("ipc", "dataset", "data_root", "protocol", "network", "n_models", "n_test", "seed", "device", "store")} | dict(attacks=threats)
-    return _complete(p, plan_cell(method="random", **common), common)
+    cell = plan_cell(method="random", data=data, **common)
+    return _complete(p, cell, common | dict(data=cell.data))
 
 def _complete(p, cell, common):
     spec, total = cell.data.spec, len(cell.data.train_labels)
@@ -203,11 +206,17 @@ def write_mixing(run:Mixing, finished:list) -> list:  # All rows
     cell, rows = run.cell, [r for f in finished for r in f.rows]
     cell.out.mkdir(parents=True, exist_ok=True)
     card = dict(name=f"{cell.dataset}, mixing", key=cell.key, method="mixing", protocol=cell.protocol.name, options={}, ready="", checkpoint="")
-    write_json(cell.out/"cell.json", card | mixing_config(run))
-    write_results(rows, cell.out)
+    write_json(cell.out/"cell.json", card | mixing_config(run) | dict(artefacts=mixing_artefacts(run, finished)))
     flags = {r.key: e.flags.to(torch.uint8) for f in finished for r, e in zip(f.rows, [e for es in f.evaluations for e in es])}
     save_file(flags | {"index": attacked_index(cell.data, cell.n_test)}, cell.out/"flags.safetensors")
+    write_results(rows, cell.out)                            # last: where there are rows, everything else is there
     return rows
+
+def mixing_artefacts(run:Mixing, finished:list) -> list:
+    "Whatever a run reads or makes in the store, as stage/key"
+    sets = [a for c in run.cells.values() for a in artefacts(c) if a.split("/")[0] not in ("train", "attack")]
+    nets = [a for f in finished for m in f.models for a in [f"mix/{m.key}", *(f"attack/{attack_key(f.cell, m.key, t)}" for t in f.cell.threats)]]
+    return sorted({*sets, *nets})
 
 # %% ../../nbs/results/57_mixing.ipynb #c039
 MIXING_TABLES = ("V", "XXVIII")

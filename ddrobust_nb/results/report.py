@@ -86,7 +86,7 @@ def read_results(
 # %% ../../nbs/results/53_report.ipynb #c011
 def frame(rows) -> pd.DataFrame:
     "The rows as a data frame, one column per field"
-    return pd.DataFrame([asdict(r) for r in rows], columns=[f.name for f in fields(Result)])
+    return pd.DataFrame([vars(r) for r in rows], columns=[f.name for f in fields(Result)])
 
 # %% ../../nbs/results/53_report.ipynb #c014
 SETTING = ["dataset", "method", "ipc", "network", "protocol", "select", "attack", "preset", "backend", "eps", "eps_255", "steps"]

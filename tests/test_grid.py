@@ -1,0 +1,449 @@
+"Grids: what is planned, what is run where, and that nothing is computed twice or lost, whoever is killed."
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from ddrobust_nb.core import InputError
+from ddrobust_nb.grid.command import array_script, command, run_listed
+from ddrobust_nb.grid.cost import bill, stages
+from ddrobust_nb.grid.leaderboard import check_submission, standings
+from ddrobust_nb.grid.plan import GRIDS, combine, plan_grid
+from ddrobust_nb.grid.run import Machines, is_done, rows_whole, run_grid, shared_work
+from ddrobust_nb.grid.status import DamagedRows, export_rows, garbage, is_locked, remove_garbage, rows_of_plan, rows_of_store, state_of, status
+from ddrobust_nb.results.paper import paper_results, paper_table
+from ddrobust_nb.results.report import read_results
+from ddrobust_nb.results.store import alone, write_json
+
+ROOT = Path(__file__).parent.parent
+TINY = dict(dataset="digits", n_models=1, n_test=20, network="ConvNetD3-w8", distill_network="ConvNetD3-w8", attacks="fgsm@8/255,pgd@8/255@3")
+FOUR = [dict(TINY, method="dm", ipc=[1, 2], options={"iterations": 3, "batch_real": 4}), dict(TINY, method="random", ipc=[1, 2])]
+USUAL = ["--device", "cpu", "--workers", "2", "--threads", "1"]
+
+
+# ---- plans
+
+@pytest.fixture
+def away(tmp_path, monkeypatch):
+    "No dataset but the bundled one is here"
+    (tmp_path / "no data").mkdir()
+    monkeypatch.delenv("DDROBUST_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def paper_plan(away): return plan_grid("all", store=away, device="cpu")
+
+
+def test_every_number_of_the_paper_is_planned_once(paper_plan):
+    "Each row of the benchmark tables belongs to one planned cell and one of its settings; no planned cell is without a row"
+    assert not [c.error for c in paper_plan.cells if c.error]
+    offered = Counter()
+    for c in (c for c in paper_plan.cells if not c.mixing):
+        at = (c.cell.dataset, c.cell.method, c.cell.ipc, c.cell.network)
+        offered.update([(*at, "none", None, None), *((*at, t.attack, t.eps_255, t.steps) for t in c.cell.threats)])
+    assert set(offered.values()) == {1}
+    number = lambda v, kind: None if pd.isna(v) else kind(v)
+    used = set()
+    for r in paper_results().itertuples():
+        want = (r.dataset, r.method, number(r.ipc, int), r.network, r.attack, number(r.eps_255, float), number(r.steps, int))
+        assert offered[want] == 1, f"{want} of Table {r.table} is not planned"
+        used.add(want[:4])
+    assert {k[:4] for k in offered} == used
+
+
+def test_every_number_of_the_mixing_tables_is_planned_once(paper_plan):
+    runs = {c.cell.dataset: c.mixing for c in paper_plan.cells if c.mixing}
+    for table in ("V", "XXVIII"):
+        for r in paper_table(table).itertuples():
+            run = runs[r.dataset]
+            assert list(run.sets).count(r.method) == 1 and run.cell.network == r.network
+            assert r.attack == "none" or [t.attack for t in run.cell.threats].count(r.attack) == 1
+    assert sum(bool(c.mixing) for c in paper_plan.cells) == len(runs) == 2
+
+
+@pytest.mark.parametrize("name", ["demo", "mixing", *(pytest.param(n, marks=pytest.mark.slow) for n in ("table1", "subsets", "imagenet1k", "all"))])
+def test_what_a_named_grid_costs_is_said_before_anything_is_there(away, capsys, name):
+    assert command(["run", name, "--dry-run", "--store", str(away), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    plan = plan_grid(name, store=away, device="cpu")
+    assert f"{len(plan.cells)} cells, {len(plan.cells)} with something to do: about" in said and "nothing was started" in said
+    assert not away.exists()
+
+
+def test_products_and_exclusions():
+    assert len(combine([dict(a=[1, 2], b=[3, 4, 5])])) == 6
+    assert combine([dict(a=[1, 2]), dict(a=2)]) == [dict(a=1), dict(a=2)]
+    assert combine([dict(a=[1, 2], b=[3, 4])], exclude=[dict(a=1, b=3), dict(b=4, a=[2])]) == [dict(a=1, b=4), dict(a=2, b=3)]
+    assert combine([dict(options={"x": [1, 2]})]) == [dict(options={"x": [1, 2]})]   # a list inside an option is a value
+
+
+def test_two_ways_to_say_the_same_are_one_cell(tmp_path):
+    plan = plan_grid([dict(method="dm", ipc=1), dict(method="dm", ipc=1, seed=0, protocol="quick")], store=tmp_path, device="cpu")
+    assert len(plan.cells) == 1
+
+
+def test_one_wrong_cell_does_not_spoil_the_others(tmp_path):
+    plan = plan_grid([dict(TINY, method=["dm", "dmm"], ipc=[1, 9999])], store=tmp_path, device="cpu")
+    assert [bool(c.key) for c in plan.cells] == [True, False, False, False]
+    assert "did you mean 'dm'" in plan.cells[2].error and "smallest class" in plan.cells[1].error
+
+
+@pytest.mark.parametrize("grid, text", [("tabel1", "did you mean 'table1'"), ([dict(metod="dm")], "did you mean 'method'"), ([dict(method=[])], "method has no values"), ([dict(store="x")], "belongs to the whole grid"),
+                                        ([dict(notebook="run_cel")], "did you mean 'run_cell'"), ({"method": "dm"}, "list of blocks"), (7, "list of blocks")])
+def test_bad_grids(tmp_path, grid, text):
+    with pytest.raises(InputError, match=text): plan_grid(grid, store=tmp_path)
+
+
+def test_experts_are_paid_for_once(tmp_path):
+    "MTT and TESLA at two IPCs read the same two experts; so do both IPCs of SRe2L its teacher"
+    plan = plan_grid("demo", store=tmp_path, device="cpu")
+    parts, sets, needs = shared_work(plan, plan.cells)
+    assert len(parts) == 3 and not sets
+    assert sorted(len(n) for n in needs.values()) == [0] * 6 + [1] * 2 + [2] * 4
+    keys = [s[:2] for c in plan.cells for s in stages(c.cell)]
+    cost = bill(plan, speed={(n, c.cell.data.spec): 1.0 for c in plan.cells for n in (c.cell.network, c.cell.distill_network)})
+    once = {s[:2]: s[2] for c in plan.cells for s in stages(c.cell)}
+    assert len(keys) > len(once) and cost.lines["seconds"].sum() == pytest.approx(sum(once.values()))
+
+
+# ---- runs
+
+def run_command(store, blocks=FOUR, **more):
+    "A grid in a process of its own, with everything it starts marked"
+    mark = f"grid-{os.getpid()}-{time.monotonic_ns()}"
+    env = {k: v for k, v in os.environ.items() if k not in ("DDROBUST_STORE",)} | dict(DDROBUST_TEST_MARK=mark, DDROBUST_AUTOSAVE="0", DDROBUST_COMPILE="never", SPT_NOENV="1") | more   # a changed title would hide the mark
+    process = subprocess.Popen([sys.executable, "-m", "ddrobust_nb.grid.command", "run", json.dumps(blocks), "--store", str(store), *USUAL], env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return process, mark
+
+
+def of_mark(mark):
+    "Every process that was started by a run"
+    found = []
+    for p in psutil.process_iter():
+        try:
+            if p.environ().get("DDROBUST_TEST_MARK") == mark: found.append(p)
+        except psutil.Error: pass
+    return found
+
+
+def gone(mark, seconds=90):
+    "Wait until nothing of a run is left"
+    until = time.monotonic() + seconds
+    while (left := of_mark(mark)) and time.monotonic() < until: time.sleep(0.2)
+    assert not left, f"still there: {[' '.join(p.cmdline())[:100] for p in left]}"
+
+
+def finish(store, **more):
+    process, mark = run_command(store, **more)
+    said = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, said
+    gone(mark)
+    return said
+
+
+def results(store, blocks=FOUR):
+    "Rows without what differs from run to run"
+    plan = plan_grid(blocks, store=store, device="cpu")
+    assert all(is_done(c.out) for c in plan.cells)
+    rows = [{k: v for k, v in asdict(r).items() if k not in ("seconds", "peak_mb")} for r in rows_of_plan(plan)]
+    return sorted(rows, key=lambda r: (r["method"], r["ipc"], r["attack"]))
+
+
+def made(store):
+    "Every artefact and the inode of its card: another inode, and it was made again"
+    return {str(p.parent.relative_to(store)): p.stat().st_ino for p in Path(store).glob("*/[!.]*/card.json")}
+
+
+class Watched(threading.Thread):
+    "Looks at a store again and again: which cards every artefact ever had"
+    def __init__(self, store): super().__init__(daemon=True); self.store, self.seen, self.end = store, defaultdict(set), threading.Event(); self.start()
+    def run(self):
+        while not self.end.wait(0.02):
+            try:
+                for name, inode in made(self.store).items(): self.seen[name].add(inode)
+            except OSError: pass
+    def made_twice(self): self.end.set(); self.join(); return {n: i for n, i in self.seen.items() if len(i) > 1}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    store = tmp_path_factory.mktemp("undisturbed") / "store"
+    said = finish(store)
+    return store, said, results(store)
+
+
+def test_a_grid_ends_in_a_table(undisturbed):
+    store, said, rows = undisturbed
+    assert "4 cells in" in said and "4 done" in said and "random" in said
+    assert {(r["method"], r["ipc"]) for r in rows} == {("dm", 1), ("dm", 2), ("random", 1), ("random", 2)}
+    for c in plan_grid(FOUR, store=store, device="cpu").cells:
+        cells = json.loads((c.out / "run_cell.ipynb").read_text())["cells"]
+        assert any("image/png" in o.get("data", {}) for cell in cells for o in cell.get("outputs", ()))
+
+
+def test_a_second_run_does_nothing(undisturbed, capsys):
+    store, _, rows = undisturbed
+    before = {p: p.stat().st_mtime_ns for p in store.rglob("*") if p.is_file()}
+    assert command(["run", json.dumps(FOUR), "--store", str(store), *USUAL]) == 0
+    assert {p: p.stat().st_mtime_ns for p in store.rglob("*") if p.is_file()} == before and results(store) == rows
+
+
+def test_one_more_cell_computes_only_that(undisturbed, tmp_path):
+    rows, store = undisturbed[2], tmp_path / "store"
+    shutil.copytree(undisturbed[0], store)
+    before, more = made(store), FOUR + [dict(TINY, method="random", ipc=3)]
+    outcome = run_grid(plan_grid(more, store=store, device="cpu"), Machines(workers=1, threads=1))
+    assert outcome.count() == {"done": 5}
+    after = made(store)
+    assert {k: after[k] for k in before} == before and Counter(k.split("/")[0] for k in set(after) - set(before)) == {"distil": 1, "train": 1, "attack": 2}
+    assert results(store) == rows
+
+
+def kill(process, mark, victim):
+    "True when there was somebody to kill; of the processes that Parsl spawns, a worker is one that has loaded torch"
+    if victim == "runner": process.kill(); return True
+    for p in of_mark(mark):
+        try:
+            line = " ".join(p.cmdline())
+            if "ipykernel_launcher" in line if victim == "kernel" else "HTEX worker" in line or ("multiprocessing.spawn" in line and p.memory_info().rss > 3e8): p.kill(); return True
+        except psutil.Error: pass
+    return False
+
+
+def disturbed(store, victim, moment):
+    "A grid with a kill -9 so many seconds after its first file, then resumed"
+    process, mark = run_command(store)
+    until = time.monotonic() + 60
+    while not (store.is_dir() and any(store.iterdir())) and time.monotonic() < until: time.sleep(0.05)
+    time.sleep(moment)
+    if victim != "runner":
+        while process.poll() is None and not kill(process, mark, victim): time.sleep(0.05)
+    else: kill(process, mark, victim)
+    process.communicate(timeout=300)
+    gone(mark)
+    finished = made(store)
+    for p in store.rglob("results.json"): assert rows_whole(p)
+    finish(store)
+    after = made(store)
+    assert {k: after[k] for k in finished} == finished, "something that was finished was made again"
+
+
+@pytest.mark.parametrize("victim, moment", [("runner", 4.0), pytest.param("worker", 2.0, marks=pytest.mark.slow), ("kernel", 5.0)])
+def test_killed_and_resumed(undisturbed, tmp_path, victim, moment):
+    disturbed(tmp_path / "store", victim, moment)
+    assert results(tmp_path / "store") == undisturbed[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["runner", "worker", "kernel"])
+def test_killed_at_ten_random_moments(undisturbed, tmp_path, victim):
+    import random
+    draw = random.Random(f"moments {victim}")
+    for k in range(10):
+        disturbed(tmp_path / str(k), victim, draw.uniform(0, 25))
+        assert results(tmp_path / str(k)) == undisturbed[2]
+
+
+def test_two_runners_on_one_store(undisturbed, tmp_path):
+    store = tmp_path / "store"
+    watched = Watched(store)
+    two = [run_command(store) for _ in range(2)]
+    for process, mark in two:
+        said = process.communicate(timeout=600)[0]
+        assert process.returncode == 0 and "4 done" in said, said
+        gone(mark)
+    assert not watched.made_twice() and watched.seen.keys() == made(undisturbed[0]).keys()
+    assert results(store) == undisturbed[2]
+
+
+def test_a_cell_that_fails_does_not_stop_the_others(tmp_path):
+    "The option passes every check and fails in the work: its sentence, traceback and notebook are kept, and a later run tries it again"
+    bad = dict(TINY, method="dm", ipc=1, options={"iterations": 3, "batch_real": 4, "lr_img": 1e30})
+    plan = plan_grid([bad, dict(TINY, method="random", ipc=1)], store=tmp_path / "store", device="cpu")
+    outcome = run_grid(plan, Machines(workers=1, threads=1))
+    assert outcome.count() == {"failed": 1, "done": 1} and len(outcome.errors) == 1
+    report = json.loads((plan.cells[0].out / "failed.json").read_text())
+    assert report["error"] == outcome.errors[0] and report["error"].split(":")[0] in report["traceback"] and (plan.cells[0].out / "failed.ipynb").is_file()
+    assert list(status(plan)["state"]) == ["failed", "done"]
+
+
+def test_nothing_listens_to_the_outside(tmp_path):
+    process, mark = run_command(tmp_path / "store", [dict(TINY, method="random", ipc=1)])
+    heard, kernels = set(), set()
+    while process.poll() is None:
+        for p in of_mark(mark):
+            try:
+                here = {c.laddr.ip for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+                if any("ipykernel_launcher" in a for a in p.cmdline()) and here: kernels.add(p.pid)
+                heard |= here
+            except psutil.Error: pass
+        time.sleep(0.2)
+    assert kernels and heard <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, heard
+    gone(mark)
+
+
+def test_no_pickle_lies_in_a_store(undisturbed):
+    "What another may have written is JSON or safetensors; states hold tensors and are read as such"
+    assert {p.suffix for p in undisturbed[0].rglob("*") if p.is_file() and ".locks" not in p.parts} <= {".json", ".safetensors", ".ipynb", ".png", ".state"}
+    for source in (ROOT / "ddrobust_nb").rglob("*.py"):
+        for line in source.read_text(encoding="utf-8").splitlines(): assert "import pickle" not in line and ("torch.load(" not in line or "weights_only=True" in line), source
+
+
+# ---- damage
+
+def test_damage_is_named_and_repaired(undisturbed, tmp_path):
+    "A rows file cut in half and a flipped byte in an artefact: the next run makes good exactly that"
+    store = tmp_path / "store"
+    shutil.copytree(undisturbed[0], store)
+    plan = plan_grid(FOUR, store=store, device="cpu")
+    rows = plan.cells[0].out / "results.json"
+    rows.write_bytes(rows.read_bytes()[:200])
+    with pytest.warns(DamagedRows, match="left out"): rows_of_store(store)
+    assert state_of(plan.cells[0], plan.store)[0] == "waiting"
+    weights = sorted((store / "train").glob("*/last.safetensors"))
+    for w in weights: raw = bytearray(w.read_bytes()); raw[-1] ^= 1; w.write_bytes(raw)
+    before = made(store)
+    finish(store)
+    after = made(store)
+    assert results(store) == undisturbed[2]
+    again = {k.split("/")[0] for k in before if after[k] != before[k]}
+    assert again == {"train"}                                    # of the cell that had to be run: the method's model and the random one
+
+
+def test_a_newer_store_is_left_alone(tmp_path):
+    write_json(tmp_path / "store" / "store.json", {"format": 99})
+    plan = plan_grid([dict(TINY, method="dm", ipc=1)], store=tmp_path / "store", device="cpu")
+    assert "has format 99, this version knows 1: upgrade" in plan.cells[0].error
+    with pytest.raises(InputError, match="format 99"): rows_of_store(tmp_path / "store")
+    with pytest.raises(InputError, match="format 99"): garbage(tmp_path / "store")
+    assert [p.name for p in (tmp_path / "store").iterdir()] == ["store.json"]
+
+
+def test_a_full_disk(undisturbed, tmp_path, monkeypatch):
+    "The cell fails with the system's sentence, nothing half-written stays, and with space it goes on"
+    from ddrobust_nb.results import store as module
+    store = tmp_path / "store"
+    plan = plan_grid(FOUR[1:], store=store, device="cpu")
+    from ddrobust_nb.results.cell import distil_cell
+    def full(*a): raise OSError(28, "No space left on device")
+    with monkeypatch.context() as m:
+        m.setattr(module.os, "replace", full)
+        with pytest.raises(OSError, match="No space left"): distil_cell(plan.cells[0].cell)
+    assert not [p for p in store.rglob("*") if p.is_file() and ".locks" not in p.parts]
+    assert not is_locked(plan.store, "distil", "any") and distil_cell(plan.cells[0].cell).key
+
+
+# ---- cleaning up
+
+def test_garbage_is_what_no_cell_names(undisturbed, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(undisturbed[0], store)
+    assert len(garbage(store, older_than=0)) == 0
+    plan = plan_grid(FOUR, store=store, device="cpu")
+    shutil.rmtree(plan.cells[0].out)                             # its distilled set, model and evaluations are garbage now, the random ones are not
+    (store / "distil" / "mine").mkdir(), (store / "distil" / "mine" / "x.txt").write_text("x")
+    (tmp_path / "precious").mkdir(), (tmp_path / "precious" / "x.txt").write_text("x")
+    (store / "train" / "0123456789abcdef").symlink_to(tmp_path / "precious")
+    found = garbage(store, older_than=0)
+    assert Counter(p.split("/")[0] for p in found["path"]) == {"distil": 1, "train": 1, "attack": 2} and set(found["what"]) == {"artefact without a cell"}
+    assert len(garbage(store)) == 0                              # a week has not passed
+    remove_garbage(store, older_than=0)
+    assert (store / "distil" / "mine" / "x.txt").exists() and (tmp_path / "precious" / "x.txt").exists() and (store / "train" / "0123456789abcdef").is_symlink()
+    assert len(results(store, FOUR[1:])) == 4
+
+
+def test_nothing_is_removed_while_a_card_says_nothing(undisturbed, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(undisturbed[0], store)
+    card = next(store.glob("cells/*/cell.json"))
+    write_json(card, {k: v for k, v in json.loads(card.read_text()).items() if k != "artefacts"})
+    with pytest.raises(InputError, match="nothing was removed"): remove_garbage(store, older_than=0)
+
+
+def test_what_is_being_made_is_no_garbage(tmp_path, undisturbed):
+    store = tmp_path / "store"
+    shutil.copytree(undisturbed[0], store)
+    plan = plan_grid(FOUR, store=store, device="cpu")
+    shutil.rmtree(plan.cells[0].out)
+    key = garbage(store, older_than=0)["path"].iloc[0].split("/")
+    with alone(plan.store, *key): assert len(garbage(store, older_than=0)) == 3
+
+
+# ---- Slurm
+
+NASTY = "a store; touch x $(touch y) `touch z` 'q\" end"
+
+
+def test_the_array_script_quotes_every_value(tmp_path):
+    "Executed by bash with a stand-in for Python: the path arrives whole, and nothing in it is run"
+    place = tmp_path / NASTY
+    place.mkdir()
+    plan = plan_grid([dict(TINY, method=["dm", "random"], ipc=1)], store=place / "store", device="cpu")
+    script = array_script(plan, place / "grid; touch w.sh", Machines(engine="slurm", workers=1, threads=1, gpus=0, partition="p", account="a"))
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/bash\nprintf '%s\\n' \"$@\"\n"), fake.chmod(0o755)
+    script.write_text(script.read_text().replace(sys.executable, str(fake)))
+    subprocess.run(["bash", str(script)], env=dict(os.environ, SLURM_ARRAY_TASK_ID="1"), cwd=tmp_path, check=True)
+    assert (place / "grid; touch w.1.log").read_text().splitlines() == ["-m", "ddrobust_nb.grid.command", "cell", str(place / "grid; touch w.cells.json"), "1"]
+    assert not {p.name for p in tmp_path.iterdir()} & {"w", "x", "y", "z"}
+    listed = json.loads((place / "grid; touch w.cells.json").read_text())
+    assert [c["given"]["method"] for c in listed] == ["dm", "random"] and listed[0]["common"]["store"] == str(place / "store")
+
+
+@pytest.mark.parametrize("wrong, text", [(dict(partition="p; touch x"), "partition must be a name"), (dict(account="$(x)"), "account must be a name"), (dict(walltime="1h; x"), "walltime must be like"), (dict(engine="pbs"), "engine"), (dict(workers=0), "workers")])
+def test_bad_machines(tmp_path, wrong, text):
+    plan = plan_grid([dict(TINY, method="random", ipc=1)], store=tmp_path / "store", device="cpu")
+    with pytest.raises(InputError, match=text): array_script(plan, tmp_path / "g.sh", Machines(**{"engine": "slurm", **wrong}))
+    assert not (tmp_path / "g.sh").exists()
+
+
+def test_a_listed_cell_runs(tmp_path):
+    plan = plan_grid([dict(TINY, method="random", ipc=1)], store=tmp_path / "store", device="cpu")
+    array_script(plan, tmp_path / "g.sh", Machines(engine="slurm"))
+    assert run_listed(tmp_path / "g.cells.json", 0)["state"] == "done" and is_done(plan.cells[0].out)
+    assert run_listed(tmp_path / "g.cells.json", 0)["seconds"] == 0
+    with pytest.raises(InputError, match="no cell 1"): run_listed(tmp_path / "g.cells.json", 1)
+
+
+# ---- tables and the leaderboard
+
+def test_rows_come_out_as_they_went_in(undisturbed, tmp_path):
+    rows = rows_of_store(undisturbed[0])
+    back = pd.read_csv(export_rows(rows, tmp_path / "r.csv"))
+    assert len(back) == len(rows) == 8 and back["robust"].tolist() == [r.robust for r in rows]
+    assert export_rows(rows, tmp_path / "r.md").read_text().count("\n") == 2 + 12
+    assert r"\toprule" in export_rows(rows, tmp_path / "r.tex").read_text()
+
+
+def test_only_equal_conditions_share_a_place(undisturbed):
+    rows = rows_of_store(undisturbed[0])
+    apart = [replace(r, protocol="full") for r in rows if r.method == "random"] + [r for r in rows if r.method == "dm"]
+    assert set(standings(apart)["place"]) == {1} and set(standings(rows)["place"]) == {1, 2} or len({r.robust for r in rows}) == 1
+
+
+def test_a_submission_is_checked(undisturbed, tmp_path):
+    rows = [r for r in rows_of_store(undisturbed[0]) if r.method == "dm"]
+    def submit(rows, **card):
+        write_json(tmp_path / "card.json", dict(method="dm", authors="A. Body", source="https://example.org") | card)
+        write_json(tmp_path / "results.json", [asdict(r) for r in rows])
+        return check_submission(tmp_path)
+    assert submit(rows) == []
+    assert "lacks authors" in submit(rows, authors=" ")[0]
+    assert "begins with http" in submit(rows, source="javascript:x")[0]
+    assert "the card says 'other'" in submit(rows, method="other")[0]
+    assert "above the clean accuracy" in " ".join(submit([replace(rows[0], robust=1.0)]))
+    assert "no share of 20 images" in " ".join(submit([replace(rows[0], robust=0.123)]))
+    assert "drop_rate is" in submit([replace(rows[0], drop_rate=0.987)])[0]
+    assert "holds no rows" in submit([])[0]

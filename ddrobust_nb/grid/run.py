@@ -190,6 +190,7 @@ class Outcome:
     seconds: float = 0.0
     def count(self): return {s: list(self.states.values()).count(s) for s in dict.fromkeys(self.states.values())}
     def __str__(self): return f"{len(self.plan.cells)} cells in {self.seconds:.0f} s: " + ", ".join(f"{n} {s}" for s, n in self.count().items())
+    def __repr__(self): return str(self)
     def _repr_html_(self):
         import html
         wrong = "".join(f"<li>{html.escape(self.plan.cells[i].name)}: {html.escape(e)}</li>" for i, e in self.errors.items())

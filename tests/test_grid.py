@@ -345,6 +345,23 @@ def test_a_full_disk(undisturbed, tmp_path, monkeypatch):
     assert not is_locked(plan.store, "distil", "any") and distil_cell(plan.cells[0].cell).key
 
 
+def test_a_report_that_cannot_be_written_stops_nobody(tmp_path, monkeypatch):
+    from ddrobust_nb.grid import run as module
+    def full(*a): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(module, "write_json", full)
+    said = module.write_failure(tmp_path / "out", "RuntimeError: x")
+    assert said["state"] == "failed" and said["error"] == "RuntimeError: x (and its report could not be written: No space left on device)"
+
+
+def test_a_dataset_that_cannot_be_had_is_asked_for_once(tmp_path, monkeypatch):
+    from ddrobust_nb.grid import plan as module
+    asked = []
+    def refuse(name, root): asked.append(name); raise InputError("no such data")
+    monkeypatch.setattr(module, "load_data", refuse)
+    plan = plan_grid([dict(method=["dm", "random"], ipc=[1, 2])], store=tmp_path, device="cpu")
+    assert asked == ["digits"] and [c.error for c in plan.cells] == ["no such data"] * 4
+
+
 # ---- cleaning up
 
 def test_garbage_is_what_no_cell_names(undisturbed, tmp_path):

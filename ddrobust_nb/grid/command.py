@@ -7,8 +7,8 @@ __all__ = ['array_script', 'run_listed', 'parser', 'command', 'main']
 
 # %% ../../nbs/grid/65_command.ipynb #c002
 from ..core import InputError, check_path
-import argparse, ast, json, os, re, shlex, stat, sys
-from dataclasses import asdict, fields
+import argparse, ast, json, re, shlex, stat, sys
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 import ddrobust_nb
 from ..distilled import distiller
-from .plan import Plan, Planned
+from .cost import is_made
+from .plan import Plan
 from ..results.cell import distil_cell, make_part, part_configs, plan_cell, set_key
-from ..results.store import Busy, Store, alone, find_artefact, write_json
+from ..results.store import Busy, Store, alone, write_json
 
 # %% ../../nbs/grid/62_run.ipynb #c005
 def is_done(out:Path, notebook:str="run_cell") -> bool:
@@ -57,8 +58,10 @@ def write_failure(out:Path, error:str, traceback:str="", seconds:float=0.0) -> d
     "Write down why a cell failed"
     plain = re.sub(r"\x1b\[[0-9;]*m", "", traceback)          # without the colours of a terminal
     said = dict(state="failed", error=error, seconds=seconds)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out/"failed.json", said | dict(traceback=plain, when=time.strftime("%Y-%m-%d %H:%M:%S"), host=socket.gethostname()))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out/"failed.json", said | dict(traceback=plain, when=time.strftime("%Y-%m-%d %H:%M:%S"), host=socket.gethostname()))
+    except OSError as e: said["error"] += f" (and its report could not be written: {e.strerror or e})"   # a full disk must not stop the other cells
     return said
 
 # %% ../../nbs/grid/62_run.ipynb #c011
@@ -99,8 +102,8 @@ def shared_work(
         *mine, own = needs[c.key]
         stage = distiller[c.cell.method].upstream.stage if mine else ""
         for key in mine:
-            if (len(mine) > 1 or len(used[key]) > 1) and not (plan.store.folder(stage, key)/"card.json").is_file(): parts[key] = c.given | plan.common
-        if len(used[own]) > 1 and not (plan.store.folder("distil", own)/"card.json").is_file(): sets[own] = c.given | plan.common
+            if (len(mine) > 1 or len(used[key]) > 1) and not is_made(plan.store, stage, key): parts[key] = c.given | plan.common
+        if len(used[own]) > 1 and not is_made(plan.store, "distil", own): sets[own] = c.given | plan.common
     return parts, sets, {key: [k for k in ks if k in parts or k in sets] for key, ks in needs.items()}
 
 # %% ../../nbs/grid/62_run.ipynb #c017

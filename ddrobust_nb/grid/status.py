@@ -8,9 +8,8 @@ __all__ = ['STATES', 'COLOURS', 'FORMATS', 'is_locked', 'state_of', 'status', 's
            'garbage', 'remove_garbage']
 
 # %% ../../nbs/grid/63_status.ipynb #c002
-from ..core import InputError, check_choice, check_int, check_path
-import json, os, shutil, time, warnings
-from dataclasses import fields
+from ..core import InputError, check_choice, check_path
+import json, shutil, time, warnings
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +17,7 @@ from filelock import FileLock, Timeout
 from .cost import bill, duration
 from .plan import Plan
 from .run import is_done
-from ..results.report import Result, frame, read_results, table
+from ..results.report import frame, read_results, table
 from ..results.store import LOCKS, Store, check_format, find_store, replacing
 
 # %% ../../nbs/grid/63_status.ipynb #c005

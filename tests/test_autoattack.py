@@ -16,9 +16,9 @@ from ddrobust_nb.attacks.autoattack import autoattack_flags
 from ddrobust_nb.attacks.cw import margin
 from ddrobust_nb.attacks.fab import fab, to_plane, water_level
 from ddrobust_nb.attacks.fgsm import cross_entropy
-from ddrobust_nb.attacks.queries import PIECES, Counted, in_pieces, may_look, pieces
+from ddrobust_nb.attacks.queries import PIECES, Counted, how_often, in_pieces, may_look, pieces
 from ddrobust_nb.attacks.robustness import Evaluation, evaluate, expected_cost, parts_of, run_threats, work_per_survivor
-from ddrobust_nb.attacks.square import AHEAD, own_luck, share_of_image, side_of_square, square_search
+from ddrobust_nb.attacks.square import own_luck, share_of_image, side_of_square, square_search
 from ddrobust_nb.attacks.threat import PARTS, Threat, attack_images, attack_together, parse_threats, threat_list, together
 from ddrobust_nb.core import InputError, generator
 from tiny import tiny_data
@@ -112,8 +112,8 @@ def test_square_is_that_of_the_authors(rescale, channels, size):
     adv = SquareAttack(net, norm="Linf", n_queries=queries, eps=eps, p_init=.8, n_restarts=1, seed=7, verbose=False, loss="margin", resc_schedule=rescale, device="cpu").perturb(x, y)
     torch.manual_seed(7)
     stripes = torch.rand(len(x), channels, 1, size[1]) > 0.5
-    table = torch.stack([torch.cat([torch.rand(1), torch.rand(1), torch.rand(channels, 1, 1).flatten()]) for _ in range(queries + AHEAD)])
-    ours, broken, had = square_search(net, x, y, eps, queries, rescale, stripes, lambda ids, query: table[query:query + AHEAD].expand(len(ids), -1, -1))
+    table = torch.stack([torch.cat([torch.rand(1), torch.rand(1), torch.rand(channels, 1, 1).flatten()]) for _ in range(queries)])
+    ours, broken, had = square_search(net, x, y, eps, queries, rescale, stripes, lambda ids: table.expand(len(ids), -1, -1))
     assert torch.equal(right_after(net, adv, y), ~broken) and 0 < broken.sum() < len(x)
     torch.testing.assert_close(adv[broken], ours[broken], atol=1e-6, rtol=0)
     assert (had[~broken] == queries + 1).all()
@@ -122,14 +122,47 @@ def test_square_is_that_of_the_authors(rescale, channels, size):
 def test_what_square_does_not_ask_is_known(monkeypatch):
     "A square that changes nothing counts as a query and is not asked; asking everything gives the same to the bit"
     net, x, y = world(dtype=torch.float, channels=3, size=(12, 12))
-    lucky = lambda ids, query: own_luck(0, ids.tolist(), query, 3)
+    lucky = lambda ids: own_luck(0, ids.tolist(), 400, 3)
     stripes, asked = torch.rand(len(x), 3, 1, 12, generator=generator(0, "stripes")) > 0.5, Counted(net, y)
-    few = square_search(asked, x, y, 4 / 255, 400, False, stripes, lucky)
-    def everything(model, new, s, query): z = model(new); return margin(z, s["y"]), z.argmax(1) != s["y"]
+    few = square_search(asked, x, y, 4 / 255, 400, False, stripes, lucky, ahead=1)
+    def everything(model, new, y, asked): z = model(new); return margin(z, y), z.argmax(1) != y
     monkeypatch.setattr(square_module, "_ask", everything)
     every = Counted(net, y)
-    assert all(torch.equal(a, b) for a, b in zip(few, square_search(every, x, y, 4 / 255, 400, False, stripes, lucky)))
+    assert all(torch.equal(a, b) for a, b in zip(few, square_search(every, x, y, 4 / 255, 400, False, stripes, lucky, ahead=1)))
     assert asked.forwards < every.forwards == few[2].sum() and (few[2][~few[1]] == 401).all()
+
+
+@pytest.mark.parametrize("device", ("cpu", "cuda"))
+def test_squares_asked_about_at_once_change_nothing(device, monkeypatch):
+    "In double precision to the bit what one after the other finds, and who survives has had every query"
+    if device == "cuda": monkeypatch.setattr(square_module, "may_look", lambda i, device: may_look(i, torch.device("cuda")))
+    net, x, y = world(n=40)
+    lucky = lambda ids: own_luck(0, ids.tolist(), 300, 3)
+    stripes = torch.rand(len(x), 3, 1, x.shape[3], generator=generator(0, "stripes")) > 0.5
+    asked = {ahead: Counted(net, y) for ahead in (1, 3, 50, 1000, None)}
+    runs = {ahead: square_search(a, x, y, 2 / 255, 300, True, stripes, lucky, ahead=ahead) for ahead, a in asked.items()}
+    for run in runs.values(): assert all(torch.equal(a, b) for a, b in zip(runs[1], run))
+    assert 0 < runs[1][1].sum() < len(x) and (runs[1][2][~runs[1][1]] == 301).all()
+    assert asked[1].forwards <= asked[3].forwards < asked[50].forwards
+
+
+@pytest.mark.parametrize("name", ("apgd-t", "fab-t"))
+def test_classes_tried_at_once_change_nothing(name, monkeypatch):
+    "Few images try several classes at the same time: the same images as one class after another"
+    net, x, y = world(n=40)
+    found, sizes = [], []
+    for most in (1, 3, 100):
+        monkeypatch.setattr(apgd_module if name == "apgd-t" else fab_module, "how_often", lambda n, many, device: sizes.append(min(many, most)) or sizes[-1])
+        found.append(attack_together(net, x, y, [Threat(name, f"{k}/255", preset="aa-quick") for k in (1, 3)]))
+    for a in found[1:]:
+        for one, other in zip(found[0], a): assert torch.equal(one.flags, other.flags) and torch.equal(one.images, other.images)
+    assert max(sizes) > 1 and 0 < found[0][0].flags.sum() < len(x)
+
+
+def test_how_often():
+    "Never less than once, never more than there is to do, and no fuller than a batch may be"
+    for n in range(70):
+        for most in (1, 9): assert 1 <= how_often(n, most, torch.device("cpu")) <= most and (n * how_often(n, most, torch.device("cpu")) <= 32 or how_often(n, most, torch.device("cpu")) == 1)
 
 
 def test_square_never_asks_about_no_image():
@@ -137,8 +170,8 @@ def test_square_never_asks_about_no_image():
     net, x, y = world(dtype=torch.float)
     class Picky(nn.Module):
         def forward(self, x): return net(x.view(len(x), -1).view_as(x))
-    keep = square_search(net, x, y, 1 / 255, 60, False, torch.zeros(len(x), 3, 1, 12).bool(), lambda ids, query: own_luck(0, ids.tolist(), query, 3))[1].logical_not().nonzero()[:1, 0]
-    _, broken, had = square_search(Picky(), x[keep], y[keep], 1 / 255, 400, False, torch.zeros(1, 3, 1, 12).bool(), lambda ids, query: own_luck(0, keep[ids].tolist(), query, 3))
+    keep = square_search(net, x, y, 1 / 255, 60, False, torch.zeros(len(x), 3, 1, 12).bool(), lambda ids: own_luck(0, ids.tolist(), 60, 3))[1].logical_not().nonzero()[:1, 0]
+    _, broken, had = square_search(Picky(), x[keep], y[keep], 1 / 255, 400, False, torch.zeros(1, 3, 1, 12).bool(), lambda ids: own_luck(0, keep[ids].tolist(), 400, 3))
     assert broken.any() or had.item() == 401
 
 

@@ -36,9 +36,9 @@ COLD = {
     "fgsm": {"show_adversarial": "a picture"},
     "apgd": {"remaining": "at a look", "apgd_t_rows": "asks between two targets which images are left"},
     "fab": {"fab_t": "asks between two targets which images are left"},
-    "square": {"own_luck": "on the CPU, for some hundred queries at once", "square_rows": "luck is drawn on the CPU, for some hundred queries at once", "_ask": "looks which candidates are new, never on a GPU"},
+    "square": {"own_luck": "on the CPU, before the search", "square_rows": "luck is drawn on the CPU, before the search", "_ask": "looks which candidates are new, never on a GPU", "_with_stripes": "before the search", "_worthwhile": "at a look"},
 }
-ALLOWED_CALLS = {("sre2l", "_recover_step", "images"), ("square", "square_search", "_ask")}                           # After each piece: once in so many iterations
+ALLOWED_CALLS = {("sre2l", "_recover_step", "images"), ("square", "_try_squares", "_ask"), ("square", "square_search", "_with_stripes")}   # After each piece; see there; before the loop
 
 
 def waits(source, file="train"):

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..core import InputError
 from .fgsm import cross_entropy
-from .queries import loss_gradient, may_look
+from .queries import how_often, loss_gradient, may_look
 from .threat import PRESETS, Threat, as_one_batch, attack, unit_noise
 
 # %% ../../nbs/attacks/23_apgd.ipynb #c009
@@ -142,11 +142,15 @@ def apgd_t_rows(model, x, y, eps, preset, seed, index):
     p, z, out, left = PRESETS[preset], _logits(model, x), x.clone(), torch.arange(len(x), device=x.device)
     if z.shape[1] < 4:
         raise InputError(f"apgd-t needs at least 4 classes (its loss compares the four largest logits), the model has {z.shape[1]}: name the other parts, apgd-ce, fab-t and square")
-    for turn, target in enumerate(other_classes(z, p["targets"]).T):
-        if not len(left): break
-        noise = unit_noise(x[left].shape, index[left.cpu()], seed, "apgd-t", turn).to(x)
-        adv, broken = apgd(model, x[left], y[left], eps[left], p["steps"], noise, lambda z, i: dlr_targeted(z, y[left][i], target[left][i]))
-        out[left], left = adv, left[~broken]
+    classes, turn = other_classes(z, p["targets"]), 0
+    while len(left) and turn < classes.shape[1]:
+        many = how_often(len(left), classes.shape[1] - turn, x.device) if turn else 1                # the first class breaks most
+        rows, target = left.repeat(many), classes[left, turn:turn + many].T.flatten()
+        noise = torch.cat([unit_noise(x[left].shape, index[left.cpu()], seed, "apgd-t", t) for t in range(turn, turn + many)]).to(x)
+        adv, broken = apgd(model, x[rows], y[rows], eps[rows], p["steps"], noise, lambda z, i: dlr_targeted(z, y[rows[i]], target[i]))
+        adv, broken = adv.view(many, len(left), *x.shape[1:]), broken.view(many, len(left))
+        for new, images in zip(broken.flip(0), adv.flip(0)): out[left] = torch.where(new[:, None, None, None], images, out[left])   # backwards: the first class that works stays
+        left, turn = left[~broken.any(0)], turn + many
     return out
 
 @attack.named("apgd-t", sharing="eps")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .apgd import other_classes, remaining
-from .queries import loss_gradient, may_look
+from .queries import how_often, loss_gradient, may_look
 from .threat import PRESETS, attack
 
 # %% ../../nbs/attacks/24_fab.ipynb #c009
@@ -85,11 +85,13 @@ def fab_t(
     p, least = PRESETS[threats[0].preset], threats[0].eps_value
     with torch.no_grad(): classes = other_classes(model(x), p["targets"])
     best, dist, left = x.clone(), torch.full_like(x[:, 0, 0, 0], torch.inf), torch.arange(len(x), device=x.device)
-    for target in classes.T:
-        if not len(left): break
-        near, far = fab(model, x[left], y[left], target[left], p["steps"], least)
-        nearer = far < dist[left]
-        best[left] = torch.where(nearer[:, None, None, None], near, best[left])
-        dist[left] = torch.where(nearer, far, dist[left])
-        left = left[dist[left] > least]
+    turn = 0
+    while len(left) and turn < classes.shape[1]:
+        many = how_often(len(left), classes.shape[1] - turn, x.device) if turn else 1
+        rows, target = left.repeat(many), classes[left, turn:turn + many].T.flatten()
+        for near, far in zip(*(found.split(len(left)) for found in fab(model, x[rows], y[rows], target, p["steps"], least))):
+            nearer = (far < dist[left]) & (dist[left] > least)             # as if one class had come after the other
+            best[left] = torch.where(nearer[:, None, None, None], near, best[left])
+            dist[left] = torch.where(nearer, far, dist[left])
+        left, turn = left[dist[left] > least], turn + many
     for threat in threats: yield torch.where((dist <= threat.eps_value)[:, None, None, None], best, x)

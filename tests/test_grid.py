@@ -1,6 +1,7 @@
 "Grids: what is planned, what is run where, and that nothing is computed twice or lost, whoever is killed."
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from ddrobust_nb.grid.cost import bill, stages
 from ddrobust_nb.grid.leaderboard import check_submission, standings
 from ddrobust_nb.grid.plan import GRIDS, combine, plan_grid
 from ddrobust_nb.grid.run import Machines, is_done, rows_whole, run_grid, shared_work
-from ddrobust_nb.grid.status import DamagedRows, export_rows, garbage, is_locked, remove_garbage, rows_of_plan, rows_of_store, state_of, status
+from ddrobust_nb.grid.status import DamagedRows, export_rows, garbage, in_latex, is_locked, remove_garbage, rows_of_plan, rows_of_store, state_of, status
+from ddrobust_nb.results.figures import cell_text, find_rows
 from ddrobust_nb.results.paper import paper_results, paper_table
 from ddrobust_nb.results.report import read_results
 from ddrobust_nb.results.store import alone, write_json
@@ -362,6 +364,33 @@ def test_a_dataset_that_cannot_be_had_is_asked_for_once(tmp_path, monkeypatch):
     assert asked == ["digits"] and [c.error for c in plan.cells] == ["no such data"] * 4
 
 
+# ---- tables
+
+def fields_of(line):
+    "How many columns a line of a LaTeX table fills"
+    return sum(int(m.group(1)) if (m := re.match(r"\\multicolumn\{(\d+)\}", part)) else 1 for part in line.removesuffix(r" \\").split(" & "))
+
+
+@pytest.mark.parametrize("name", ["I", "III", "VII", "XXIII"])
+def test_tables_in_the_layout_of_the_paper(away, monkeypatch, name):
+    "Every line of the LaTeX fills every column; ours stands in its cell, and no cell of the paper is lost"
+    from ddrobust_nb.grid import status as module
+    found = find_rows(ROOT / "nbs" / "sets")
+    monkeypatch.setattr(module, "find_rows", lambda *places: found)
+    one = json.dumps([dict(method="dm", ipc=1)])
+    for end in ("tex", "md", "csv"): assert command(["table", one, "--layout", name, "--to", str(away.parent / f"t.{end}"), "--store", str(away)]) == 0
+    cells, tex = pd.read_csv(away.parent / "t.csv"), (away.parent / "t.tex").read_text()
+    assert len(cells) == len(paper_table(name)) and (name != "I" or cells["ours"].notna().any())
+    lines = [line for line in tex.splitlines() if line.endswith(r"\\")]
+    assert len({fields_of(line) for line in lines}) == 1 and fields_of(lines[0]) == len(re.search(r"tabular\}\{([lr]+)\}", tex)[1])
+    for text in map(cell_text, cells[~cells["missing"]].astype({"printed": str}).to_dict("records")): assert in_latex(text.split(" | ")[1]) in tex
+    assert tex.count("{") == tex.count("}") and "footnotesize" in tex and "Paper | ours" in (away.parent / "t.md").read_text()
+
+
+def test_a_layout_that_is_not_there(away):
+    with pytest.raises(InputError, match="table of the paper"): command(["table", json.dumps([dict(method="dm", ipc=1)]), "--layout", "V", "--store", str(away)])
+
+
 # ---- cleaning up
 
 def test_garbage_is_what_no_cell_names(undisturbed, tmp_path):
@@ -440,7 +469,7 @@ def test_rows_come_out_as_they_went_in(undisturbed, tmp_path):
     rows = rows_of_store(undisturbed[0])
     back = pd.read_csv(export_rows(rows, tmp_path / "r.csv"))
     assert len(back) == len(rows) == 8 and back["robust"].tolist() == [r.robust for r in rows]
-    assert export_rows(rows, tmp_path / "r.md").read_text().count("\n") == 2 + 12
+    assert export_rows(rows, tmp_path / "r.md").read_text().count("\n|") == 1 + 12
     assert r"\toprule" in export_rows(rows, tmp_path / "r.tex").read_text()
 
 

@@ -16,7 +16,8 @@ from .cost import bill, shown
 from .leaderboard import check_submission
 from .plan import GRIDS, Plan, loader, plan_grid, plan_one
 from .run import Machines, find_notebook, run_grid, run_one
-from .status import export_rows, garbage, remove_garbage, rows_of_plan, standing, status
+from .status import export_rows, garbage, paper_layout, remove_garbage, rows_of_plan, standing, status, write_table
+from ..results.figures import notes_on, wide
 from ..results.report import footnotes, table
 from ..results.store import replacing, write_json
 
@@ -70,7 +71,9 @@ def parser() -> argparse.ArgumentParser:
     run = about("run", "run every cell that is not done; start it again after any interruption")
     run.add_argument("--dry-run", action="store_true", help="say what there is to do and what it will cost, and do nothing"); machines(run)
     about("status", "where a grid stands")
-    about("table", "what a grid found").add_argument("--to", default="", help="a .csv, .md or .tex file; else the table is printed")
+    found = about("table", "what a grid found")
+    found.add_argument("--to", default="", help="a .csv, .md or .tex file; else the table is printed")
+    found.add_argument("--layout", default="", help="a table of the paper, such as I or VII: its numbers and ours as it prints them")
     script = about("export", "write an sbatch job array")
     script.add_argument("--to", required=True, help="the script"); machines(script)
     clean = sub.add_parser("gc", help="list what nobody refers to in a store, and remove it")
@@ -99,6 +102,14 @@ def _machines(a): return Machines(**{f.name: getattr(a, f.name) for f in fields(
 
 def _text(df): return df.to_string(index=False, max_colwidth=70) if len(df) else "nothing"
 
+def _table(a, plan):
+    if a.layout:
+        beside = paper_layout(plan, a.layout)
+        table_of = beside if a.to.endswith(".csv") else wide(beside)
+        return write_table(table_of, a.to, notes_on(beside)) if a.to else "\n".join([table_of.to_string(), *notes_on(beside)])
+    rows = rows_of_plan(plan)
+    return export_rows(rows, a.to) if a.to else "\n".join([_text(table(rows)), *footnotes(rows)]) if rows else "no cell of this grid is done"
+
 def command(argv) -> int:
     "What the command does; returns the exit status"
     a = parser().parse_args(argv)
@@ -114,10 +125,7 @@ def command(argv) -> int:
     plan = _plan(a, download=a.what == "run" and not a.dry_run)
     if a.what == "status": print(_text(status(plan)), f"\n{standing(plan)}"); return 0
     if a.what == "export": print(f"sbatch {shlex.quote(str(array_script(plan, a.to, _machines(a))))}"); return 0
-    if a.what == "table":
-        rows = rows_of_plan(plan)
-        print(export_rows(rows, a.to) if a.to else _text(table(rows)) if rows else "no cell of this grid is done")
-        return 0
+    if a.what == "table": print(_table(a, plan)); return 0
     machines = _machines(a)
     if a.dry_run:
         cost = bill(plan, workers=machines.slots[0] * machines.nodes)

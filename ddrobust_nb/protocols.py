@@ -170,6 +170,7 @@ PRESETS = [
         ("quick", "*",      "*", "batch_real", 64,     "ours: cut down for a CPU"),
         *(("quick", "*", ipc, option, value, "ours: cut down for a CPU") for ipc in (5, 10, 30, 50) for option, value in dict(outer=5, inner=10, iterations=60, batch_real=32).items()),
         ("quick", "digits", "*", "iterations", 60,     "ours: cut down for a CPU"),
+        *(("quick", "digits", ipc, "iterations", 25, "ours: cut down for a CPU") for ipc in (5, 10, 30, 50)),
         ("quick", "digits", "*", "batch_real", 16,     "ours: cut down for a CPU"),
         ("quick", "digits", "*", "lr_img",     1.0,    "ours: fewer steps"),
     )),

@@ -57,7 +57,7 @@ def keep(made, folder, watch, seconds, dataset):
     if not watch.it: return folder                          # it came from the store: nothing new was seen
     real_start = made.dset.config.get("init") == "real" and dataset != "digits"
     images = {k: v.half().contiguous() for k, v in watch.images.items() if not (k == "start" and real_start)}
-    save_file(images, folder/"snapshots.safetensors")
+    if made.dset.ipc == 1: save_file(images, folder/"snapshots.safetensors")   # shown on a page; of larger sets they would be most of the folder
     write_json(folder/"making.json", {"seconds": round(seconds), "threads": torch.get_num_threads(), "iterations": watch.it, "loss": watch.loss})
     return folder
 

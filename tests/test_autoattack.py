@@ -159,6 +159,32 @@ def test_classes_tried_at_once_change_nothing(name, monkeypatch):
     assert max(sizes) > 1 and 0 < found[0][0].flags.sum() < len(x)
 
 
+def numbered(x):
+    "Images that tell which row they are"
+    return (torch.arange(len(x), dtype=x.dtype) / 1000)[:, None, None, None].expand_as(x)
+
+
+def test_of_classes_tried_at_once_the_first_that_works_counts(monkeypatch):
+    "The likeliest class fails; of the others, tried together, all work"
+    net, x, y = world(n=6)
+    x, calls = x[:5], []
+    def all_but_the_first(model, x, *rest): calls.append(len(x)); return numbered(x), torch.full((len(x),), len(calls) > 1)
+    monkeypatch.setattr(apgd_module, "apgd", all_but_the_first)
+    out = apgd_module.apgd_t_rows(net, x, y[:5], torch.full((5, 1, 1, 1), 0.1), "aa-paper", 0, torch.arange(5))
+    assert len(calls) == 2 and calls[1] > calls[0] == 5 and torch.equal(out, numbered(x))
+
+
+def test_of_classes_tried_at_once_a_nearer_one_comes_too_late(monkeypatch):
+    "One after the other an image is done at the first class within reach, so a later one is not looked at"
+    net, x, y = world(n=6)
+    x, calls = x[:5], []
+    def ever_nearer(model, x, *rest): calls.append(len(x)); return numbered(x), torch.full((len(x),), 9.0) if len(calls) == 1 else 0.001 / (1 + torch.arange(len(x)) // 5)
+    monkeypatch.setattr(fab_module, "fab", ever_nearer)
+    [run] = attack_together(net, x, net(x).argmax(1), [Threat("fab-t", "255/255", preset="aa-paper")], right=torch.ones(5).bool())[:1]
+    assert len(calls) == 2 and calls[1] > calls[0] == 5
+    torch.testing.assert_close(run.images, numbered(x))
+
+
 def test_how_often():
     "Never less than once, never more than there is to do, and no fuller than a batch may be"
     for n in range(70):

@@ -164,12 +164,12 @@ def show_making(
     "First image of each class at the start, in the middle and at the end, and the loss curve"
     import matplotlib.pyplot as plt
     folder, dset = Path(folder), load_set(folder)
-    stages = {**load_file(folder/"snapshots.safetensors"), "end": dset.images}
+    stages = {**load_file(folder/"snapshots.safetensors"), "end": dset.images[::dset.ipc]}
     seen = json.loads((folder/"making.json").read_text(encoding="utf-8"))
     names = [n for n in ("start", "middle", "end") if n in stages]
     fig, axes = plt.subplots(len(names) + 1, 1, figsize=(7.5, 0.75 * len(names) + 2), height_ratios=[1] * len(names) + [2.2], dpi=60)
     for ax, name in zip(axes, names):
-        first = stages[name].float()[::dset.ipc][:classes].clamp(0, 1)
+        first = stages[name].float()[:classes].clamp(0, 1)
         ax.imshow(first.permute(2, 0, 3, 1).flatten(1, 2).squeeze(-1), cmap="gray")   # side by side
         ax.set(xticks=[], yticks=[], ylabel=name)
     axes[-1].plot(seen["iterations"], seen["loss"])

@@ -51,13 +51,14 @@ def make(method, ipc, dataset, seed, protocol, attacks, data_root, options):
 
 
 def keep(made, folder, watch, seconds, dataset):
-    "The set in half precision, what was seen while it was made, and its teacher"
+    "The set and its teacher in half precision, and what was seen while it was made: the first image of each class, and the loss"
     save_set(made.dset, folder, dtype=torch.float16)
-    if made.teacher: save_file({k: v.cpu() for k, v in made.teacher.state_dict().items()}, folder.parent/"teacher.safetensors")
+    half = lambda v: v.half() if v.is_floating_point() else v
+    if made.teacher: save_file({k: half(v.cpu()) for k, v in made.teacher.state_dict().items()}, folder.parent/"teacher.safetensors")
     if not watch.it: return folder                          # it came from the store: nothing new was seen
     real_start = made.dset.config.get("init") == "real" and dataset != "digits"
-    images = {k: v.half().contiguous() for k, v in watch.images.items() if not (k == "start" and real_start)}
-    if made.dset.ipc == 1: save_file(images, folder/"snapshots.safetensors")   # shown on a page; of larger sets they would be most of the folder
+    first = {k: v[::made.dset.ipc].half().contiguous() for k, v in watch.images.items() if not (k == "start" and real_start)}
+    save_file(first, folder/"snapshots.safetensors")
     write_json(folder/"making.json", {"seconds": round(seconds), "threads": torch.get_num_threads(), "iterations": watch.it, "loss": watch.loss})
     return folder
 

@@ -76,7 +76,7 @@ test: $(VENV)/.installed-dev
 	@$(STEP) "README is index.ipynb" "python tools/make_readme.py --check"
 	@$(STEP) "documentation" "python tools/build_docs.py"
 	@OMP_NUM_THREADS=1 $(STEP) "notebook tests" "nbdev_test --n_workers 2 --timing"
-	@$(STEP) "pytest" "python -m pytest -m 'not slow and not gpu' --durations 5"
+	@$(STEP) "pytest" "python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu' --durations 5"
 	$(TOOK)
 
 test-slow: $(VENV)/.installed-dev

@@ -76,7 +76,7 @@ def square_search(
     while len(s["id"]):
         _try_squares(model, s, sides, many)
         if look := may_look(rounds := rounds + 1, x.device):
-            if (over := s["hit"] | (s["next"] == queries)).any():
+            if (over := s["hit"] | (s["next"] >= queries)).any():
                 out[s["id"]], broken[s["id"]], had[s["id"]] = torch.where(s["hit"][:, None, None, None], s["best"], out[s["id"]]), s["hit"], 1 + s["next"]
                 s = remaining(s, ~over)
             many = ahead or _worthwhile(s)

@@ -112,12 +112,17 @@ def test_a_cell_with_a_teacher_from_end_to_end_and_in_again(store, tmp_path, cap
     assert [(r.method, r.robust) for r in other.rows] == [("sre2l", r.robust) for r in done.rows]
 
 
-def test_a_teacher_one_folder_up_is_found(store):
+def test_a_teacher_above_the_set_is_found(store):
+    "One folder up for the sets of a cell; two up, by the key of its weights, for several cells"
     cell = teacher_cell(store)
     made = distil_cell(cell)
-    folder = save_set(made.dset, store.root / "sets" / "seed0")
-    save_file({k: v.contiguous() for k, v in made.teacher.state_dict().items()}, folder.parent / "teacher.safetensors")
-    assert teacher_cell(store, distilled=str(folder), options={}).teacher == str(folder.parent / "teacher.safetensors")
+    folder = save_set(made.dset, store.root / "sets" / "ipc1" / "seed0")
+    weights = {k: v.contiguous() for k, v in made.teacher.state_dict().items()}
+    shared = folder.parent.parent / "teachers" / f"{made.dset.teacher['key']}.safetensors"
+    for file in (shared, folder.parent / "teacher.safetensors"):
+        file.parent.mkdir(exist_ok=True)
+        save_file(weights, file)
+        assert teacher_cell(store, distilled=str(folder), options={}).teacher == str(file)
 
 
 def test_a_set_without_its_teacher_is_refused_before_any_work(store):

@@ -19,6 +19,7 @@ from ddrobust_nb.results.report import read_results, write_results
 from ddrobust_nb.results.store import write_json
 
 SETS = Path(__file__).parent.parent/"nbs"/"sets"
+TEACHERS = SETS/"teachers"   # One serves sets of several sizes
 ROWS_ONLY = ("random", "kmeans", "herding", "random_teacher", "sre2l_hard")   # Real images, or those of another method
 
 
@@ -51,10 +52,11 @@ def make(method, ipc, dataset, seed, protocol, attacks, data_root, options):
 
 
 def keep(made, folder, watch, seconds, dataset):
-    "The set and its teacher in half precision, and what was seen while it was made: the first image of each class, and the loss"
+    "The set in half precision, its teacher, and what was seen while it was made: the first image of each class, and the loss"
     save_set(made.dset, folder, dtype=torch.float16)
-    half = lambda v: v.half() if v.is_floating_point() else v
-    if made.teacher: save_file({k: half(v.cpu()) for k, v in made.teacher.state_dict().items()}, folder.parent/"teacher.safetensors")
+    if made.teacher:
+        TEACHERS.mkdir(exist_ok=True)
+        save_file({k: v.cpu() for k, v in made.teacher.state_dict().items()}, TEACHERS/f"{made.dset.teacher['key']}.safetensors")
     if not watch.it: return folder                          # it came from the store: nothing new was seen
     real_start = made.dset.config.get("init") == "real" and dataset != "digits"
     first = {k: v[::made.dset.ipc].half().contiguous() for k, v in watch.images.items() if not (k == "start" and real_start)}

@@ -2,7 +2,7 @@
 
     python tools/make_reference.py dm 1 --seed 0
 
-Run it again after an interruption: what is finished comes from the store. Real images are never written: of methods that choose them, only the rows are kept."""
+Run it again after an interruption: what is finished comes from the store. A set that is there is not made again: --attacks quick then gives it rows under attack. Real images are never written: of methods that choose them, only the rows are kept."""
 import argparse
 import json
 import sys
@@ -36,13 +36,14 @@ def make(method, ipc, dataset, seed, protocol, attacks, data_root, options):
     asked = dict(ipc=ipc, dataset=dataset, data_root=data_root, seed=seed, protocol=protocol)
     cell = plan_cell(method=method, options=options, attacks="none", **asked)
     folder, began = SETS/f"{dataset}-{method}-ipc{ipc}", time.time()
-    watch = Watch(cell.options.get("iterations", 0))
-    made = distil_cell(cell, watch if watch.iterations else None)
-    seconds, rows, ready = time.time() - began, folder, {}
     if method not in ROWS_ONLY:
-        ready = keep(made, folder/f"seed{seed}", watch, seconds, dataset)
+        ready = folder/f"seed{seed}"
+        if not ready.is_dir():
+            watch = Watch(cell.options.get("iterations", 0))
+            keep(distil_cell(cell, watch if watch.iterations else None), ready, watch, time.time() - began, dataset)
         cell = plan_cell(distilled=str(ready), network=cell.network, attacks=attacks, **asked)
     else: cell = plan_cell(method=method, options=options, attacks=attacks, **asked)
+    seconds = time.time() - began
     new = run_stages(cell).rows
     old = [r for r in (read_results(folder) if (folder/"results.json").is_file() else []) if r.set_seed != seed]
     folder.mkdir(parents=True, exist_ok=True)

@@ -58,12 +58,11 @@ def keep(made, folder, watch, seconds, dataset):
     if made.teacher:
         TEACHERS.mkdir(exist_ok=True)
         save_file({k: v.cpu() for k, v in made.teacher.state_dict().items()}, TEACHERS/f"{made.dset.teacher['key']}.safetensors")
-    if "start" not in watch.images: return folder           # from the store, or taken up again: not all of it was seen
+    if "start" not in watch.images: return   # from the store, or taken up again: not all of it was seen
     real_start = made.dset.config.get("init") == "real" and dataset != "digits"
     first = {k: v[::made.dset.ipc].half().contiguous() for k, v in watch.images.items() if not (k == "start" and real_start)}
     save_file(first, folder/"snapshots.safetensors")
     write_json(folder/"making.json", {"seconds": round(seconds), "threads": torch.get_num_threads(), "iterations": watch.it, "loss": watch.loss})
-    return folder
 
 
 if __name__ == "__main__":

@@ -219,6 +219,8 @@ PRESETS = [
         *(("quick", "digits", option, value, "ours: cut down for a CPU") for option, value in
           dict(iterations=60, syn_steps=10, expert_span=2, max_start=3, lr_lr=1e-5, lr_student=0.05, n_experts=2, expert_batch=32).items()),
     )),
+    *(("quick", m, d, ipc, o, v, "ours: cut down for a CPU") for m in ("mtt", "tesla") for ipc in (10, 30, 50) for d, o, v in (
+        ("*", "iterations", 200), ("*", "batch_syn", 50), ("digits", "iterations", 60), ("digits", "batch_syn", None))),
     ("quick", "mtt", "digits", "*", "lr_img", 200.0, "ours: fewer student steps; at 1e3 the steps go too far, and the set is worse than random images"),
     *((p, m, d, i, o, v, s) for m in SRE2L for p, d, i, o, v, s in (
         ("*", "*",             "*", "network",        "ResNet18", "paper; teacher and student"),

@@ -21,10 +21,10 @@ from ddrobust_nb.grid.cost import bill, stages
 from ddrobust_nb.grid.leaderboard import check_submission, standings
 from ddrobust_nb.grid.plan import GRIDS, combine, plan_grid
 from ddrobust_nb.grid.run import Machines, is_done, rows_whole, run_grid, shared_work
-from ddrobust_nb.grid.status import DamagedRows, export_rows, garbage, in_latex, is_locked, remove_garbage, rows_of_plan, rows_of_store, state_of, status
+from ddrobust_nb.grid.status import DamagedRows, export_rows, garbage, in_latex, is_locked, remove_garbage, rows_of_cells, rows_of_plan, rows_of_store, state_of, status
 from ddrobust_nb.results.figures import cell_text, find_rows
 from ddrobust_nb.results.paper import paper_results, paper_table
-from ddrobust_nb.results.report import read_results
+from ddrobust_nb.results.report import read_results, table, write_results
 from ddrobust_nb.results.store import alone, write_json
 
 ROOT = Path(__file__).parent.parent
@@ -471,6 +471,22 @@ def test_rows_come_out_as_they_went_in(undisturbed, tmp_path):
     assert len(back) == len(rows) == 8 and back["robust"].tolist() == [r.robust for r in rows]
     assert export_rows(rows, tmp_path / "r.md").read_text().count("\n|") == 1 + 12
     assert r"\toprule" in export_rows(rows, tmp_path / "r.tex").read_text()
+
+
+def test_random_images_trained_in_two_ways_are_not_averaged(tmp_path):
+    "DC's students see no augmentation: the random images beside it are another experiment than those beside DM and DSA"
+    given = [r for r in read_results(ROOT / "nbs" / "sets" / "cifar10-random-ipc1") if r.set_seed == 0 and r.attack == "pgd"]
+    other = [replace(r, key=f"other {r.key}", clean=r.clean / 2, robust=r.robust / 2) for r in given]
+    for name, beside in (("dm", given), ("dsa", given), ("dc", other)):
+        (tmp_path / name).mkdir()
+        write_results([replace(r, method=name, key=f"{name} {r.key}") for r in given] + beside, tmp_path / name)
+    both = rows_of_cells([tmp_path / n for n in ("dm", "dsa")])
+    assert {r.method for r in both} == {"dm", "dsa", "random"} and len(both) == 3 * len(given)
+    rows = rows_of_cells([tmp_path / n for n in ("dm", "dsa", "dc")])
+    assert {r.method for r in rows} == {"dm", "dsa", "dc", "random (as dm, dsa)", "random (as dc)"} and len(rows) == 5 * len(given)
+    lines = table(rows).query("attack != 'clean'").groupby("method")["models"]
+    assert set(lines.first()) == {len({r.seed for r in given})}
+    assert len(standings(rows)) == 5 * len({(r.eps, r.attack) for r in given})
 
 
 def test_only_equal_conditions_share_a_place(undisturbed):

@@ -487,6 +487,9 @@ def test_random_images_trained_in_two_ways_are_not_averaged(tmp_path):
     lines = table(rows).query("attack != 'clean'").groupby("method")["models"]
     assert set(lines.first()) == {len({r.seed for r in given})}
     assert len(standings(rows)) == 5 * len({(r.eps, r.attack) for r in given})
+    (tmp_path / "random").mkdir()
+    write_results(given, tmp_path / "random")                    # a cell of its own: its rows keep their name
+    assert {r.method for r in rows_of_cells([tmp_path / n for n in ("dm", "dc", "random")])} == {"dm", "dc", "random", "random (as dc)"}
 
 
 def test_only_equal_conditions_share_a_place(undisturbed):

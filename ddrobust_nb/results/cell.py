@@ -244,7 +244,7 @@ def _complete(given, p, device, threats, store, data):
     recipe = recipe_for(protocol, method, data.spec, size, p["select"])
     one_model = bool(p["checkpoint"] or published(method, data.spec, network))
     if one_model and (p["n_models"] or 1) > 1: raise InputError(f"n_models must be 1, got {p['n_models']}: there is one set of published weights of {network} on {data.spec.name}")
-    teacher = _teacher_beside(p["distilled"], ready.teacher["key"]) if ready and ready.teacher else ""
+    teacher = _teacher_beside(p["distilled"], ready.teacher.get("key")) if ready and ready.teacher else ""
     if ready and not p["checkpoint"] and not teacher: relabelling(ready, None, recipe), training_labels(ready.labels, recipe)   # refuses a set whose teacher is not here
     cell = Cell(method, ipc, data, network, distill_network, protocol, recipe, options, threats, n_test,
                 1 if one_model else p["n_models"] or protocol.models, p["seed"], str(device), ready, teacher, p["checkpoint"], store, Path(), "")

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..core import InputError
 from .fgsm import cross_entropy
-from .queries import how_often, loss_gradient, may_look
+from .queries import expect, how_often, loss_gradient, may_look
 from .threat import PRESETS, Threat, as_one_batch, attack, unit_noise
 
 # %% ../../nbs/attacks/23_apgd.ipynb #c009
@@ -144,6 +144,7 @@ def apgd_t_rows(model, x, y, eps, preset, seed, index):
         raise InputError(f"apgd-t needs at least 4 classes (its loss compares the four largest logits), the model has {z.shape[1]}: name the other parts, apgd-ce, fab-t and square")
     classes, turn = other_classes(z, p["targets"]), 0
     while len(left) and turn < classes.shape[1]:
+        if turn: expect(model, 3 * p["steps"] * len(left) * (classes.shape[1] - turn))
         many = how_often(len(left), classes.shape[1] - turn, x.device) if turn else 1                # the first class breaks most
         rows, target = left.repeat(many), classes[left, turn:turn + many].T.flatten()
         noise = torch.cat([unit_noise(x[left].shape, index[left.cpu()], seed, "apgd-t", t) for t in range(turn, turn + many)]).to(x)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .apgd import other_classes, remaining
-from .queries import how_often, loss_gradient, may_look
+from .queries import expect, how_often, loss_gradient, may_look
 from .threat import PRESETS, attack
 
 # %% ../../nbs/attacks/24_fab.ipynb #c009
@@ -87,6 +87,7 @@ def fab_t(
     best, dist, left = x.clone(), torch.full_like(x[:, 0, 0, 0], torch.inf), torch.arange(len(x), device=x.device)
     turn = 0
     while len(left) and turn < classes.shape[1]:
+        if turn: expect(model, 4 * p["steps"] * len(left) * (classes.shape[1] - turn))
         many = how_often(len(left), classes.shape[1] - turn, x.device) if turn else 1
         rows, target = left.repeat(many), classes[left, turn:turn + many].T.flatten()
         for near, far in zip(*(found.split(len(left)) for found in fab(model, x[rows], y[rows], target, p["steps"], least))):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'LONG', 'Evaluation', 'peak_memory', 'attacked_index', 'run_threats', 'work_per_survivor', 'Cost',
-           'expected_cost', 'evaluate', 'parts_of', 'check_threats', 'check_logits', 'unite']
+           'expected_cost', 'known_work', 'evaluate', 'parts_of', 'check_threats', 'check_logits', 'unite']
 
 # %% ../../nbs/attacks/28_robustness.ipynb #c002
 from ..core import Autosave, InputError, pick_device, progress
@@ -31,6 +31,7 @@ class Evaluation:
     peak_mb: float = 0.0     # Peak memory: of the GPU, or of the process on a CPU
     warnings: tuple = ()     # What libraries complained about
     always: torch.Tensor = None  # bool [n]: right at every iterate, of attacks that tell
+    passes = property(lambda self: self.forwards + 2 * self.gradients, doc="the work, a gradient counted as two forward passes more")
     robust = property(lambda self: self.flags.double().mean().item(), doc="share of images still classified right")
 
 # %% ../../nbs/attacks/28_robustness.ipynb #c009
@@ -56,6 +57,7 @@ def run_threats(
     *,
     seed:int=0, device="auto",
     right=None,          # bool [n]: which images are classified right, where that is known
+    passes:int=0,        # That the model has had before, or has ahead of it: decides when it is compiled
     state:dict=None,     # What `save` was last given
     save=None,           # Called with the state every minute
 ) -> list:               # One `Evaluation` per threat
@@ -67,7 +69,8 @@ def run_threats(
         while (start := state["done"]) < len(index):
             part = slice(start, min((start // BLOCK + 1) * BLOCK, len(index)))
             x, y, known = as_pixels(images[index[part]]), labels[index[part]], None if right is None else right[part]
-            for where, outs in attack_chunks(model, x, y, threats, seed=seed, index=index[part], device=device, right=known):
+            had = passes + sum(work["forwards"] + 2 * work["gradients"] for work in state["work"])
+            for where, outs in attack_chunks(model, x, y, threats, seed=seed, index=index[part], device=device, right=known, passes=had):
                 for k, out in enumerate(outs): _note(state, k, start + where.cpu(), out)
                 state["done"] += len(where)
                 bar.step(len(where), f"{outs[-1].flags.double().mean().item():.0%} of the last {len(where)} hold")
@@ -127,6 +130,17 @@ def expected_cost(
     work = [work_per_survivor(g, classes) * n * each for g in groups]
     return Cost(sum(w * share(g) for w, g in zip(work, groups)), sum(work))
 
+# %% ../../nbs/attacks/28_robustness.ipynb #c700
+def known_work(
+    done:dict,      # threat -> Evaluation, of the attacks that are finished
+    groups:list,    # All groups of threats, the finished ones among them
+    classes:int,
+) -> int:           # Forward passes; a gradient counts as two more
+    "The work that is done, and what survivors so far will still cost"
+    def left(eps): return min((int(e.flags.sum()) for t, e in done.items() if t.eps == eps), default=0)
+    ahead = [work_per_survivor(g, classes) / len(g) * sum(left(t.eps) for t in g) for g in groups if g[0] not in done]
+    return sum(e.passes for e in done.values()) + int(sum(ahead))
+
 # %% ../../nbs/attacks/28_robustness.ipynb #c024
 LONG = 300  # Seconds; whoever waits longer is told beforehand
 
@@ -151,7 +165,7 @@ def evaluate(
     if each * len(index) * sum(work_per_survivor(g, data.spec.classes) for g in groups) > LONG:
         with progress(1, str(expected_cost(model, data, threats, n_test=n_test, device=device))) as bar: bar.step()
     def work(threats, state=None, save=None):
-        return run_threats(model, data.test_images, data.test_labels, index, threats, seed=seed, device=device, right=right, state=state, save=save)
+        return run_threats(model, data.test_images, data.test_labels, index, threats, seed=seed, device=device, right=right, passes=known_work(done, groups, data.spec.classes), state=state, save=save)
     for group in groups: done |= dict(zip(group, keep(group, work) if keep else work(group)))
     for t in united: done[t] = unite(t, done)
     return [done[t] for t in threats]

@@ -13,7 +13,7 @@ from torch import nn
 from ..core import generator
 from .apgd import remaining
 from .cw import margin
-from .queries import how_often, may_look
+from .queries import expect, how_often, may_look, pieces
 from .threat import PRESETS, Threat, as_one_batch, attack, unit_noise
 
 # %% ../../nbs/attacks/25_square.ipynb #c011
@@ -72,14 +72,15 @@ def square_search(
     had = torch.ones_like(y)
     if len(s["id"]): s["luck"] = luck(s["id"]).to(x)
     sides = torch.tensor([side_of_square(share_of_image(q, queries, rescale), *x.shape[2:]) for q in range(queries)], device=x.device)
-    many, rounds = ahead or 1, 0
+    many, rounds = (ahead or 1) * len(s["id"]), 0
     while len(s["id"]):
         _try_squares(model, s, sides, many)
         if look := may_look(rounds := rounds + 1, x.device):
             if (over := s["hit"] | (s["next"] >= queries)).any():
                 out[s["id"]], broken[s["id"]], had[s["id"]] = torch.where(s["hit"][:, None, None, None], s["best"], out[s["id"]]), s["hit"], 1 + s["next"]
                 s = remaining(s, ~over)
-            many = ahead or _worthwhile(s)
+            if rounds > queries // 20: expect(model, int((queries - s["next"]).sum()))
+            many = ahead * len(s["id"]) if ahead else _worthwhile(s)
     return out, broken, had
 
 def _with_stripes(model, x, y, eps, stripes):
@@ -92,19 +93,21 @@ def _with_stripes(model, x, y, eps, stripes):
     return remaining(s, ~broken), torch.where(broken[:, None, None, None], best, x), broken
 
 def _try_squares(model, s, sides, many):
-    "Ask about the next squares of each image, all of them from its best so far, and take the first that helps"
-    n, query = len(s["id"]), s["next"][:, None] + torch.arange(many, device=sides.device)
-    due, at = (query < len(sides)) & ~s["hit"][:, None], query.clamp(max=len(sides) - 1)
-    y, least, best, low, high = (s[name].repeat_interleave(many, 0) for name in ("y", "least", "best", "low", "high"))
-    luck = s["luck"].gather(1, at[:, :, None].expand(-1, -1, s["luck"].shape[2]))
-    inside, up = squares(luck.flatten(0, 1), sides[at].flatten(), *best.shape[2:])
-    new = torch.where(inside, torch.where(up, high, low), best)
-    gap, wrong = _ask(model, new, y, due.flatten() & (new != best).flatten(1).any(1))
-    helps = ((gap < least) | wrong).view(n, many)
-    found, first = helps.any(1), helps.int().argmax(1)
-    row = torch.arange(n, device=first.device) * many + first
+    "Ask about so many squares, the next ones of each image, from its best so far; of those that help each image takes the first"
+    n, device = len(s["id"]), sides.device
+    order, slot = s["next"].argsort(), torch.arange(many, device=device)           # who is behind comes first
+    image, step = order[slot % n], slot // n
+    query, grid = s["next"][image] + step, torch.zeros(2, n, -(-many // n), dtype=torch.bool, device=device)
+    due, at = (query < len(sides)) & ~s["hit"][image], query.clamp(max=len(sides) - 1)
+    inside, up = squares(s["luck"][image, at], sides[at], *s["best"].shape[2:])
+    best = s["best"][image]
+    new = torch.where(inside, torch.where(up, s["high"][image], s["low"][image]), best)
+    gap, wrong = _ask(model, new, s["y"][image], due & (new != best).flatten(1).any(1))
+    grid[:, image, step] = torch.stack([(gap < s["least"][image]) | wrong, due])
+    found, first = grid[0].any(1), grid[0].int().argmax(1)
+    row = first * n + order.argsort()                                               # the slot of each image's first square that helps
     s["best"], s["least"] = torch.where(found[:, None, None, None], new[row], s["best"]), torch.where(found, gap[row], s["least"])
-    s["next"], s["gains"] = s["next"] + torch.where(found, first + 1, due.sum(1)), s["gains"] + found
+    s["next"], s["gains"] = s["next"] + torch.where(found, first + 1, grid[1].sum(1)), s["gains"] + found
     s["hit"] = s["hit"] | (found & wrong[row])
 
 def _ask(model, new, y, asked):
@@ -117,8 +120,10 @@ def _ask(model, new, y, asked):
     return gap, wrong
 
 def _worthwhile(s):
-    "Half the queries that lay between two gains, if there is room"
-    return how_often(len(s["id"]), 1 + int(s["next"].sum() / (2 * s["gains"].sum() + 2)), s["best"].device)
+    "Squares to ask about at once: what fills the pieces, but of each image no more than half the queries that lay between two gains"
+    n, device = len(s["id"]), s["best"].device
+    most = 1 + int(s["next"].sum() / (2 * s["gains"].sum() + 2))
+    return min(n * most, max(sum(pieces(n, device)), n * how_often(n, most, device)))
 
 # %% ../../nbs/attacks/25_square.ipynb #c023
 def square_rows(model, x, y, eps, preset, seed, index):

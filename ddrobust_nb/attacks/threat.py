@@ -312,6 +312,7 @@ class Outcome:
     seconds:float=0.0
     warnings:tuple=()    # What libraries complained about, each message once
     always:torch.Tensor=None  # bool [n]: right at every iterate, of attacks that tell
+    passes = property(lambda self: self.forwards + 2 * self.gradients, doc="the work, a gradient counted as two forward passes more")
 
 # %% ../../nbs/attacks/19_threat.ipynb #c067
 def is_library(threat:Threat) -> bool: return bool(threat.backend) or threat.attack.startswith("ta:")
@@ -347,9 +348,10 @@ def run_chunk(
     seed:int, index:torch.Tensor,
     right=None,     # bool [n]: which images are classified right; None asks the model
     healed:bool=False,
+    passes:int=0,   # That the model has had before
 ) -> list:          # One `Outcome` for each threat
     "Attack one chunk and judge it"
-    began, counted, wants = time.perf_counter(), Counted(model, y), inspect.signature(public.bare).parameters
+    began, counted, wants = time.perf_counter(), Counted(model, y, passes), inspect.signature(public.bare).parameters
     with untouched(model), warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         if right is None: right = judge(counted, x, y)
@@ -394,6 +396,7 @@ def attack_chunks(
     batch:int=None,    # Images at once, for our own attacks only; None for a size that fits
     right=None,        # bool [n]: which images are classified right, where that is known
     healed:bool=False, # Attack the others too
+    passes:int=0,      # That the model has had before: decides when it is compiled
 ):
     "Attack chunk by chunk: yields (positions in `x`, one outcome per threat), for long runs that save as they go"
     check_model(model); check_int("seed", seed, 0)
@@ -408,7 +411,8 @@ def attack_chunks(
     first = next((p for p in model.parameters() if p.is_floating_point()), x)
     for where in index.argsort(stable=True).split(step) if len(x) else ():
         there, known = where.to(x.device), None if right is None else right[where.to(right.device)].to(device)
-        outs = run_chunk(public, model, x[there].to(device, first.dtype), y[where.to(y.device)].to(device), threats, seed, index[where], known, healed)
+        outs = run_chunk(public, model, x[there].to(device, first.dtype), y[where.to(y.device)].to(device), threats, seed, index[where], known, healed, passes)
+        passes += sum(o.passes for o in outs)
         back = lambda flags: None if flags is None else flags.to(x.device)
         yield there, [replace(o, images=o.images.to(x), flags=back(o.flags), always=back(o.always)) for o in outs]
 

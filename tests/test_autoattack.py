@@ -269,7 +269,7 @@ def test_asking_seldom_changes_nothing(name, monkeypatch):
 def test_compiled_models_give_the_same_flags(monkeypatch):
     from ddrobust_nb.data import specs
     from ddrobust_nb.networks import make_network
-    net = make_network("ConvNetD3-w16", specs["cifar10"]).eval()
+    net = make_network("ConvNetD3-w64", specs["cifar10"]).eval()
     x = torch.rand(40, 3, 32, 32, generator=generator(0, "compiled"))
     y, flags = net(x).argmax(1), []
     for rule in ("never", "always"):

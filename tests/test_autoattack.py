@@ -254,6 +254,7 @@ def test_asking_seldom_changes_nothing(name, monkeypatch):
     net, x, y = world(n=40)
     t = Threat(name, "2/255", preset="aa-quick")
     for module in (apgd_module, fab_module, square_module): monkeypatch.setattr(module, "how_often", lambda *_: 1)   # else the work would differ by what is tried in vain
+    monkeypatch.setattr(square_module, "_worthwhile", lambda s: len(s["id"]))
     always = attack_images(net, x, y, t)
     cuda = torch.device("cuda")
     for module in (apgd_module, fab_module, square_module): monkeypatch.setattr(module, "may_look", lambda i, device: may_look(i, cuda))

@@ -12,7 +12,9 @@ import ctypes, difflib, hashlib, os, sys, time
 from contextlib import contextmanager
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that wait sleep
+if "OMP_WAIT_POLICY" not in os.environ:                # before torch: threads that wait sleep,
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")   # after a moment, where this is known (GNU)
 import torch
 
 # %% ../nbs/foundations/00_core.ipynb #c006

@@ -1,6 +1,8 @@
 "Attacks: golden numbers, exact answers on linear models, one contract for every registered attack, and what is refused."
 import copy
 import random
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -8,11 +10,13 @@ import torch
 from torch import nn
 
 from ddrobust_nb.attacks import apgd as apgd_module, autoattack as aa, cw as cw_module, fab as fab_module, square as square_module, fgsm as fgsm_module, pgd as pgd_module  # noqa: F401 (they fill the registry)
+from ddrobust_nb.attacks.checks import model_checks
 from ddrobust_nb.attacks.cw import margin_loss
 from ddrobust_nb.attacks.threat import (PARTS, PRESETS, Threat, attack, attack_chunks, attack_images, attack_together, at_eps, parse_threats, threat_list, together,
                                         unit_noise, untouched)
 from ddrobust_nb.core import InputError, generator
-from ddrobust_nb.networks import ConvNet, Normalise
+from ddrobust_nb.data import as_pixels, load_data, specs, test_subset as subset
+from ddrobust_nb.networks import ConvNet, Normalise, make_network
 
 OURS = ("uniform", "fgsm", "pgd", "cw")
 LIBRARY = (*PARTS, "autoattack", "ta:MIFGSM")
@@ -174,6 +178,58 @@ def test_same_as_torchattacks():
 def test_unbounded_attack_reaches_zero():
     net, x, y = world()
     assert not attack_images(net, x, y, Threat("pgd", 1.0, steps=50, alpha="0.1")).flags.any()
+
+
+# Real images, pixels and what a model does with them
+
+class NearestMean(nn.Module):
+    "Answers with the class whose mean is nearest: linear in the pixels, computed and not trained, so the same on every machine"
+    def __init__(self, images, labels, classes):
+        super().__init__()
+        means = torch.stack([images[labels == c].flatten(1).mean(0) for c in range(classes)])
+        self.weight, self.bias = nn.Parameter(means), nn.Parameter(-means.square().sum(1) / 2)
+    def forward(self, x): return x.flatten(1) @ self.weight.T + self.bias
+
+
+def truly_robust(net, x, y, eps):
+    "Whether anything within eps and [0,1] changes the answer: towards each class the worst image of a linear model is known"
+    towards = net.weight - net.weight[y][:, None]                                          # [n, classes, pixels]
+    flat = x.flatten(1)[:, None]
+    worst = torch.where(towards > 0, (flat + eps).clamp(max=1), (flat - eps).clamp(min=0))
+    gap = (worst * towards).sum(2) + net.bias - net.bias[y][:, None]
+    return (gap.scatter(1, y[:, None], -torch.inf) < 0).all(1)
+
+
+def test_real_images_with_a_known_answer():
+    "200 digits, and a model whose robustness is known to the image, edges of [0,1] included: nobody does better than the truth, APGD-T finds it"
+    digits = load_data("digits")
+    index = subset(digits, 200)
+    x, y = as_pixels(digits.test_images[index]).double(), digits.test_labels[index]
+    net = NearestMean(as_pixels(digits.train_images).double(), digits.train_labels, 10).eval()
+    for eps in ("16/255", "24/255", "32/255"):
+        truth = truly_robust(net, x, y, quick("pgd", eps).eps_value)
+        assert 0.02 < truth.float().mean() < 0.9, "neither hopeless nor trivial"
+        found = {name: attack_images(net, x, y, quick(name, eps)).flags for name in ("fgsm", "pgd", "cw", *PARTS)}
+        assert all(flags[truth].all() for flags in found.values()), "broken beyond the truth"
+        assert torch.equal(attack_images(net, x, y, Threat("apgd-t", eps, preset="aa-standard")).flags, truth)
+        assert (found["fab-t"] != truth).float().mean() <= 0.02 and all((flags != truth).float().mean() <= 0.1 for name, flags in found.items() if name != "square")
+
+
+def test_eps_is_in_pixels_whatever_the_model_does_with_them():
+    "A normalisation inside a model is a part of it: the same function written without one is attacked the same way"
+    mean, std, eps = (0.3, 0.5, 0.7), (0.1, 0.2, 0.4), Threat("pgd", "4/255").eps_value
+    last = nn.Linear(3 * 64, 5, dtype=torch.double)
+    with torch.no_grad(): last.weight.copy_(torch.randn(5, 192, generator=generator(0, "w"))); last.bias.zero_()
+    inside = nn.Sequential(Normalise(mean, std), nn.Flatten(), last).double().eval()
+    shift, scale = (torch.tensor(v, dtype=torch.double).repeat_interleave(64) for v in (mean, std))
+    without = nn.Sequential(nn.Flatten(), nn.Linear(192, 5, dtype=torch.double)).eval()
+    with torch.no_grad(): without[1].weight.copy_(last.weight / scale); without[1].bias.copy_(-(last.weight / scale) @ shift)
+    x = 0.2 + 0.6 * torch.rand(40, 3, 8, 8, generator=generator(0, "x"), dtype=torch.double)
+    with torch.no_grad(): y = inside(x).argmax(1)
+    for name in ("fgsm", "pgd", "cw", "apgd-ce", "apgd-t", "fab-t"):
+        assert torch.equal(attack_images(inside, x, y, quick(name, "1/255")).flags, attack_images(without, x, y, quick(name, "1/255")).flags)
+    moved = (attack_images(inside, x, y, Threat("fgsm", "4/255")).images - x).abs()
+    torch.testing.assert_close(moved, torch.full_like(moved, eps), msg="each pixel moves by eps, in every channel, whatever its standard deviation")
 
 
 # The contract of every registered attack
@@ -386,6 +442,18 @@ def test_no_trace_after_an_exception():
     same_state(before, state_of(net))
 
 
+def test_a_tracer_stays():
+    "Coverage tools trace: neither attacks nor checks may switch that off (a reference library does)"
+    net, x, y = world(n=8)
+    mine, before = lambda *a: None, sys.gettrace()
+    sys.settrace(mine)
+    try:
+        for name in (*OURS, *PARTS): attack_images(net, x, y, quick(name))
+        model_checks(net, x, y, torch.arange(len(x)), "8/255", device="cpu")
+        assert sys.gettrace() is mine
+    finally: sys.settrace(before)
+
+
 def test_existing_gradients_stay():
     net, x, y = world(n=8)
     net(x).sum().backward()
@@ -407,6 +475,26 @@ def test_cuda(name):
     assert (cpu.flags != gpu.flags).sum() <= 1
     there = attack_images(copy.deepcopy(net).cuda(), x.cuda(), y.cuda(), quick(name, "4/255"))
     assert there.images.device.type == "cuda" and torch.equal(there.flags.cpu(), gpu.flags)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_throughput_on_a_gpu(record_property):
+    "Settings that share a run ask less than one by one, take less time, and say the same"
+    threats = parse_threats("pgd@4/255@5,pgd@4/255@10")
+    net = make_network("ConvNetD3", specs["cifar10"], device="cuda").eval()
+    x = torch.rand(1024, 3, 32, 32, generator=generator(0, "x")).cuda()
+    with torch.no_grad(): y = net(x).argmax(1)
+
+    def timed(f):
+        f(); torch.cuda.synchronize(); began = time.perf_counter()
+        out = f(); torch.cuda.synchronize()
+        return time.perf_counter() - began, out
+
+    (slow, apart), (fast, shared) = timed(lambda: [attack_images(net, x, y, t) for t in threats]), timed(lambda: attack_together(net, x, y, threats))
+    record_property("images a second", round(len(x) * len(threats) / fast)); record_property("times as fast as one by one", round(slow / fast, 2))
+    assert sum(o.forwards for o in shared) < sum(o.forwards for o in apart) and fast < slow
+    assert all((a.flags != b.flags).sum() <= 5 for a, b in zip(apart, shared))
 
 
 # What is refused

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddrobust_nb.convolution import Winograd, with_winograd
+from ddrobust_nb.convolution import Winograd, lighter
 from ddrobust_nb.core import generator
 from ddrobust_nb.networks import make_network, network
 
@@ -17,7 +17,7 @@ SPEC = SimpleNamespace(name="demo", classes=10, size=32, channels=3, mean=(0.5, 
 def test_fewer_multiplications_are_the_same_network(name):
     "In double precision nothing but rounding: logits, gradients, sizes that windows of four do not fit, and the weights stay as they were"
     net = make_network(f"{name}-w64", SPEC).eval().requires_grad_(False).double()
-    before, less = copy.deepcopy(net.state_dict()), with_winograd(net)
+    before, less = copy.deepcopy(net.state_dict()), lighter(net)
     assert sum(isinstance(m, Winograd) for m in less.modules()) >= 2 and not any(isinstance(m, Winograd) for m in net.modules())
     x = torch.rand(2, 3, 32, 32, generator=generator(0, "less"), dtype=torch.double).requires_grad_()
     z, fewer = net(x), less(x)
@@ -29,7 +29,7 @@ def test_fewer_multiplications_are_the_same_network(name):
 @pytest.mark.parametrize("options, suits", (({}, True), ({"stride": 2}, False), ({"padding": 0}, False), ({"dilation": 2, "padding": 2}, False), ({"groups": 64}, False), ({"padding_mode": "reflect"}, False), ({"bias": False}, True)))
 def test_only_convolutions_that_are_meant_are_replaced(options, suits):
     layer = nn.Conv2d(64, 64, 3, **{"padding": 1, **options})
-    less = with_winograd(nn.Sequential(layer))
+    less = lighter(nn.Sequential(layer))
     assert isinstance(less[0], Winograd) == suits
     for size in ((8, 8), (6, 9)):
         x = torch.rand(1, 64, *size, generator=generator(0, "layer"))

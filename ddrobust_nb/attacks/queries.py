@@ -55,8 +55,9 @@ def in_pieces(
 ) -> torch.Tensor:
     "`f`, only ever called with the sizes of `PIECES`"
     sizes = pieces(len(x), x.device)
-    filled = torch.cat([x, x[-1:].expand(sum(sizes) - len(x), *x.shape[1:])])
-    return torch.cat([f(part) for part in filled.split(sizes)])[:len(x)]
+    n, missing = len(x), sum(sizes) - len(x)
+    if missing: x = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
+    return torch.cat([f(part) for part in x.split(sizes)])[:n]
 
 # %% ../../nbs/attacks/18_queries.ipynb #c503
 ROOM = {"cpu": 64, "cuda": 256}  # Images in a batch, beyond which a larger one gains little

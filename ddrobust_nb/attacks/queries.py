@@ -13,7 +13,7 @@ from math import inf
 
 import torch
 from torch import nn
-from ..convolution import quickest
+from ..sweep import Swept, quickest, sweeps
 from ..networks import SPEED, Network, forward_flops
 
 # %% ../../nbs/attacks/18_queries.ipynb #c006
@@ -72,7 +72,7 @@ def how_often(
     return max(choices, key=lambda many: (n * many / max(sum(pieces(n * many, device)), 1), -many))
 
 # %% ../../nbs/attacks/18_queries.ipynb #c020
-RENT = 200  # Seconds of work, roughly, by which compiling would have paid
+RENT = {"swept": 3, "compiled": 200}  # Seconds of work, roughly, by which it would have paid
 
 @functools.cache
 def _flops(name, spec): return forward_flops(name, spec)
@@ -85,7 +85,8 @@ def passes_before_compiling(
     rule = check_choice("DDROBUST_COMPILE", os.environ.get("DDROBUST_COMPILE", "auto"), ("auto", "never", "always"))
     if rule != "auto": return 0 if rule == "always" else inf
     known = isinstance(model, Network) and model.spec is not None and device.type in SPEED   # others may be anything
-    return RENT * SPEED[device.type] / _flops(model.name, model.spec) if known else inf
+    if not known: return inf
+    return RENT["swept" if sweeps(model, device) else "compiled"] * SPEED[device.type] / _flops(model.name, model.spec)
 
 # %% ../../nbs/attacks/18_queries.ipynb #c023
 class Counted(nn.Module):
@@ -104,7 +105,7 @@ class Counted(nn.Module):
         self.rented += len(x) * (3 if x.requires_grad else 1)
         if max(self.rented, self.ahead) <= self.enough or not len(x): return self.model(x)
         if self.fast is None: self.fast = quickest(self.model, x.device)
-        return in_pieces(self.fast, x)
+        return self.fast(x) if isinstance(self.fast, Swept) else in_pieces(self.fast, x)
     def forward(self, x):
         z = self.answer(x)
         if not isinstance(z, torch.Tensor) or z.dim() != 2 or len(z) != len(x):

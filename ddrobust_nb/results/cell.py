@@ -94,7 +94,7 @@ class Cell:
     name = property(lambda self: f"{self.dataset}, {self.method}" + (f", ipc {self.ipc}" if self.ipc else ""))
 
 # %% ../../nbs/results/54_cell.ipynb #c019
-VERSIONS = {"expert": 1, "teacher": 1, "distil": 3, "train": 2, "attack": 2}
+VERSIONS = {"expert": 1, "teacher": 1, "distil": 3, "train": 2, "attack": 3}
 
 # %% ../../nbs/results/54_cell.ipynb #c021
 @functools.cache

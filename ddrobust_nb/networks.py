@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['norms', 'activations', 'poolings', 'network', 'SPEED', 'Normalise', 'instance_norm', 'ConvNet', 'count_parameters',
            'ResNet', 'Network', 'ConvNetD3', 'ConvNetD4', 'ConvNetD5', 'ResNet18', 'ResNet18GN', 'parse_network',
-           'make_network', 'forward_flops', 'worth_compiling', 'NotCompiled', 'has_compiler', 'compiled_static',
+           'make_network', 'forward_flops', 'worth_compiling', 'NotCompiled', 'cpp_compiler', 'compiled_static',
            'compiled']
 
 # %% ../nbs/foundations/03_networks.ipynb #c002
@@ -240,13 +240,13 @@ def worth_compiling(
 # %% ../nbs/foundations/03_networks.ipynb #c080
 class NotCompiled(UserWarning): "There is no C++ compiler: everything runs, more slowly"
 
-def has_compiler() -> bool:
-    "Whether there is a C++ compiler for `torch.compile` to call"
-    return any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name)
+def cpp_compiler():  # None where there is none
+    "Name of the C++ compiler, for `torch.compile` and for us"
+    return next((name for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name and shutil.which(name)), None)
 
 def compiled_static(f):
     "`f`, compiled anew for every shape it meets; `f` itself, with a warning, where there is no compiler"
-    if not has_compiler():
+    if not cpp_compiler():
         warnings.warn("no C++ compiler was found (g++ or clang++): this runs without torch.compile, up to three times slower", NotCompiled, stacklevel=2)
         return f
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)   # usually 8 shapes, then it gives up

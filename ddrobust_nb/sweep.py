@@ -7,13 +7,13 @@ __all__ = ['VECTORS', 'FINISH', 'DIRECT', 'POINTS', 'BACK', 'GRADIENT', 'ARGUMEN
            'fits', 'Swept', 'sweeps', 'quickest']
 
 # %% ../nbs/foundations/09_sweep.ipynb #c002
-import copy, ctypes, functools, os, shutil, subprocess, tempfile, warnings
+import copy, ctypes, functools, subprocess, tempfile, warnings
 from pathlib import Path
 
 import torch
 from torch import nn
 from .convolution import filter_transform, lighter, usual
-from .networks import ConvNet, Network, NotCompiled, compiled_static, has_compiler
+from .networks import ConvNet, Network, NotCompiled, compiled_static, cpp_compiler
 
 # %% ../nbs/foundations/09_sweep.ipynb #c007
 VECTORS = r"""
@@ -190,16 +190,18 @@ ARGUMENTS = {"direct": "tttftt" + "i" * 7, "to_points": "tt" + "i" * 5, "from_po
 @functools.cache
 def kernels():  # None where they cannot be built
     "The functions of this page, compiled for this processor"
-    names = [name for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name and shutil.which(name)]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         source, built = Path(folder)/"sweep.cpp", Path(folder)/"sweep.so"
         source.write_text("\n".join(["#include <omp.h>", VECTORS, FINISH, DIRECT, POINTS, BACK, GRADIENT]))
-        done = subprocess.run([names[0], "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", source, "-o", built], capture_output=True, text=True) if names else None
-        if not done or done.returncode:
-            why = f"{names[0]} failed: {next((line for line in done.stderr.splitlines() if 'error' in line), done.stderr[:300])}" if done else "no C++ compiler was found (g++ or clang++)"
-            warnings.warn(f"{why}; long attacks on a CPU go on, more slowly", NotCompiled, stacklevel=2)
+        try:
+            if not cpp_compiler(): raise OSError("no C++ compiler was found (g++ or clang++)")
+            subprocess.run([cpp_compiler(), "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", source, "-o", built], check=True, capture_output=True, text=True)
+            library = ctypes.CDLL(str(built))
+        except (OSError, subprocess.CalledProcessError) as e:
+            said = getattr(e, "stderr", "") or str(e)
+            why = next((line for line in said.splitlines() if "error" in line), said).strip()
+            warnings.warn(f"the C++ for long attacks could not be built ({why[:300]}): on a CPU they go on, more slowly", NotCompiled, stacklevel=2)
             return None
-        library = ctypes.CDLL(str(built))
     kinds = {"t": ctypes.c_void_p, "f": ctypes.c_float, "i": ctypes.c_ssize_t}
     for name, letters in ARGUMENTS.items(): getattr(library, name).argtypes = [kinds[c] for c in letters]
     return library
@@ -253,7 +255,7 @@ class Block(nn.Module):
             self.register_buffer(name, values.contiguous())
     def forward(self, x):
         h, w = x.shape[2:]
-        suits = x.device.type == "cpu" and x.dtype == self.filters.dtype == torch.float32 and h % 4 == 0 and w % (4 if self.points else 8) == 0
+        suits = kernels() and x.device.type == "cpu" and x.dtype == self.filters.dtype == torch.float32 and h % 4 == 0 and w % (4 if self.points else 8) == 0
         return Sweep.apply(x, self) if suits else self.layers(x)
 
 def fits(
@@ -284,7 +286,7 @@ def sweeps(
     device,
 ) -> bool:
     "Whether all blocks of a network can be swept: a ConvNet on a CPU, with the paper's layers, and sides that can be halved as often"
-    if torch.device(device).type != "cpu" or not has_compiler() or not (isinstance(net, Network) and isinstance(net.body, ConvNet) and net.spec is not None): return False
+    if torch.device(device).type != "cpu" or not cpp_compiler() or not (isinstance(net, Network) and isinstance(net.body, ConvNet) and net.spec is not None): return False
     layers = [*net.body.features]
     blocks = [layers[i:i + 4] for i in range(0, len(layers), 4)]
     return all(map(fits, blocks)) and net.spec.size % 8 == 0 and net.spec.size % (2 * 2 ** len(blocks)) == 0
@@ -295,4 +297,4 @@ def quickest(
 ):
     "The network as it answers fastest when it is asked many times: swept, or compiled, on a CPU with fewer multiplications"
     if sweeps(net, device) and kernels(): return Swept(net)
-    return compiled_static(lighter(net) if torch.device(device).type == "cpu" and has_compiler() else net)
+    return compiled_static(lighter(net) if torch.device(device).type == "cpu" and cpp_compiler() else net)

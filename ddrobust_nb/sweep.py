@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from .convolution import filter_transform, lighter, usual
+from .core import InputError
 from .networks import ConvNet, Network, NotCompiled, compiled_static, cpp_compiler
 
 # %% ../nbs/foundations/09_sweep.ipynb #c007
@@ -246,6 +247,7 @@ class Block(nn.Module):
     "Four layers with frozen weights, as one"
     def __init__(self, *layers):  # As `fits` wants them
         super().__init__()
+        if not fits(layers): raise InputError(f"a block is {fits.__doc__[len('Whether these are '):]}; got {', '.join(map(repr, layers)) or 'nothing'}")
         conv, norm = layers[:2]
         self.layers, self.eps, self.points = nn.Sequential(*layers), norm.eps, min(conv.in_channels, conv.out_channels) >= 64
         weight, offset = conv.weight.detach(), torch.zeros(conv.out_channels).to(conv.weight) if conv.bias is None else conv.bias.detach()
@@ -274,6 +276,7 @@ class Swept(nn.Module):
     "A ConvNet whose blocks are one sweep each: a copy, which does not follow if the weights change"
     def __init__(self, net:Network):
         super().__init__()
+        if not sweeps(net, "cpu"): raise InputError(f"only a ConvNet with the paper's layers, on sides that its poolings halve, can be swept, got {getattr(net, 'name', type(net).__name__)}: `quickest` finds a way for any network")
         self.net = copy.deepcopy(net).requires_grad_(False)
         layers = [*self.net.body.features]
         self.net.body.features = nn.Sequential(*(Block(*layers[i:i + 4]) for i in range(0, len(layers), 4)))

@@ -43,7 +43,7 @@ $(VENV)/.made:
 
 $(VENV)/.installed: $(VENV)/.made $(METADATA)
 	@echo "Installing into $(VENV); the first time takes some minutes and about 6 GB, most of it PyTorch"
-	$(PIP) -e .
+	$(PIP) -e '.[torchattacks]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.made $(METADATA)

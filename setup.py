@@ -7,6 +7,7 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
+torchattacks = cfg["torchattacks_requirements"].split()  # an extra: its wheel also holds files of RobustBench
 
 setup(
     name=cfg["lib_name"],
@@ -23,7 +24,7 @@ setup(
     package_data={cfg["lib_name"]: ["paper_data/*.csv", "paper_data/*.md"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={"torchattacks": torchattacks, "dev": cfg["dev_requirements"].split() + torchattacks},
     entry_points={"nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"], "console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )

@@ -20,7 +20,15 @@ from ddrobust_nb.networks import ConvNet, Normalise, make_network
 
 OURS = ("uniform", "fgsm", "pgd", "cw")
 LIBRARY = (*PARTS, "autoattack", "ta:MIFGSM")
-quick = lambda name, eps="16/255": Threat(name, eps, preset="aa-quick" if name in (*PARTS, "autoattack") else "")
+
+
+def quick(name, eps="16/255"):
+    "A threat with the smallest preset; a test of an attack of torchattacks is skipped where that extra is missing"
+    if name.startswith("ta:"): needs_torchattacks()
+    return Threat(name, eps, preset="aa-quick" if name in (*PARTS, "autoattack") else "")
+
+
+def needs_torchattacks(): pytest.importorskip("torchattacks", reason="torchattacks is an extra: pip install 'ddrobust_nb[torchattacks]'")
 
 
 def world(n=24, channels=1, classes=10, size=12, seed=0):
@@ -171,6 +179,7 @@ class Scale(nn.Module):
 
 
 def test_same_as_torchattacks():
+    needs_torchattacks()
     net, x, y = world()
     assert torch.equal(fgsm_module.fgsm.images(net, x, y, Threat("fgsm", "8/255")), attack_images(net, x, y, Threat("ta:FGSM", "8/255")).images)
 
@@ -323,6 +332,7 @@ def test_batches_hardly_matter_in_single_precision(fixture, name):
 @pytest.mark.parametrize("backend", ("pyautoattack", "torchattacks"))
 def test_references_keep_to_their_chunks(backend):
     "A library draws by position: the same images in another order of the index, and from a chunk on, have the same luck"
+    if backend == "torchattacks": needs_torchattacks()
     net, x, y = world(n=40)
     threat = Threat("square", "4/255", preset="aa-quick", backend=backend)
     whole = attack_images(net, x, y, threat)
@@ -575,6 +585,7 @@ def test_eps_is_exact(k):
 
 
 def test_short_form_goes_round():
+    needs_torchattacks()
     for threat in threat_list("fgsm@3/255,pgd@0.03@7,cw@8/255@1,aa-quick@2/255,ta:VMIFGSM@4/255@5,torchattacks:aa-paper@1/255,pyautoattack:fab-t@1/255"):
         preset = threat.preset or "aa-standard"
         assert parse_threats(str(threat), preset) == [threat]

@@ -19,7 +19,6 @@ from .square import square_rows
 from .threat import PARTS, PRESETS, Threat, attack, judge, unit_noise
 
 # %% ../../nbs/attacks/26_autoattack.ipynb #c004
-import torchattacks
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
@@ -84,6 +83,7 @@ def torchattacks_part(
     part:str, model:nn.Module, classes:int, threat:Threat, seed:int, device:torch.device,  # As `pyautoattack_part`
 ):
     "A part of AutoAttack from torchattacks, every setting given"
+    import torchattacks
     p = PRESETS[threat.preset]
     same = dict(norm="Linf", eps=threat.eps_value, n_restarts=1, seed=seed, verbose=False)
     if part == "apgd-ce": made = torchattacks.APGD(model, steps=p["steps"], loss="ce", eot_iter=1, rho=.75, **same)
@@ -120,6 +120,7 @@ class ThreeChannels(nn.Module):
 @attack
 def ta(model, x, y, threat, *, seed, index):
     "An attack of torchattacks by name"
+    import torchattacks
     name = threat.attack.removeprefix("ta:")
     make = getattr(torchattacks, name)
     takes, seed = inspect.signature(make.__init__).parameters, derive_seed(seed, threat.attack, int(index[0]))

@@ -15,7 +15,7 @@ import torch
 from ..data import Data, as_pixels, test_subset
 from ..sweep import kernels, sweeps
 from ..train import predict
-from .threat import PARTS, PRESETS, Threat, attack, attack_chunks, check_model, is_library, place_model, together, untouched
+from .threat import PARTS, PRESETS, Threat, attack, attack_chunks, check_extra, check_model, is_library, place_model, together, untouched
 from . import autoattack, cw  # enrols the attacks
 from .autoattack import autoattack_flags
 
@@ -182,8 +182,9 @@ def _right(model, data, index, device):
 
 # %% ../../nbs/attacks/28_robustness.ipynb #c026
 def check_threats(threats):
-    "`InputError` unless these are threats"
+    "`InputError` unless these are threats, and what runs them is installed"
     if isinstance(threats, (str, Threat)) or not all(isinstance(t, Threat) for t in threats): raise InputError(f"threats must be a list of Threat, got {threats!r}: use threat_list(text) for the short form")
+    check_extra(threats)
 
 def check_logits(model, data, device="auto"):
     "`InputError` unless the model has one output per class"

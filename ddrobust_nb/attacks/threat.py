@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'PRESETS', 'BACKENDS', 'TORCHATTACKS', 'UNBOUNDED', 'attack', 'NAMED', 'LABELS', 'ONE_STEP',
-           'PROTOCOL_ATTACKS', 'write_size', 'AttackRegistry', 'check_attack_name', 'default_alpha', 'complete_threat',
-           'Threat', 'at_eps', 'parse_threat', 'parse_threats', 'together', 'named_list', 'threat_list', 'unit_noise',
-           'check_images', 'check_labels', 'check_model', 'untouched', 'check_adversarial', 'Outcome', 'is_library',
-           'chunk_size', 'place_model', 'run_chunk', 'judge', 'attack_chunks', 'attack_together', 'attack_images',
-           'as_one_batch', 'public_attack']
+           'PROTOCOL_ATTACKS', 'OVERWRITTEN', 'write_size', 'AttackRegistry', 'check_attack_name', 'default_alpha',
+           'complete_threat', 'Threat', 'at_eps', 'parse_threat', 'parse_threats', 'together', 'named_list',
+           'by_torchattacks', 'check_extra', 'OverwritesRobustBench', 'installed_version', 'warn_overwritten',
+           'threat_list', 'ready_to_run', 'unit_noise', 'check_images', 'check_labels', 'check_model', 'untouched',
+           'check_adversarial', 'Outcome', 'is_library', 'chunk_size', 'place_model', 'run_chunk', 'judge',
+           'attack_chunks', 'attack_together', 'attack_images', 'as_one_batch', 'public_attack']
 
 # %% ../../nbs/attacks/19_threat.ipynb #c002
 from ..core import InputError, Registry, check_choice, check_int, full_precision, generator, pick_device, unknown_name
 from .queries import Counted
-import copy, inspect, random, re, time, warnings
+import copy, importlib.util, inspect, random, re, time, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from importlib.metadata import PackageNotFoundError, version
 from numbers import Real
 
 import numpy as np
@@ -204,6 +206,42 @@ def named_list(
 # %% ../../nbs/attacks/19_threat.ipynb #c042
 PROTOCOL_ATTACKS = {"quick": ("quick", "aa-quick"), "full": ("headline", "aa-standard"), "paper": ("paper", "aa-paper")}  # List and preset
 
+# %% ../../nbs/attacks/19_threat.ipynb #c902
+def by_torchattacks(threat) -> bool:
+    "Whether a threat is run by the library torchattacks"
+    return isinstance(threat, Threat) and (threat.backend == "torchattacks" or threat.attack.startswith("ta:"))
+
+def check_extra(
+    threats,  # Of `Threat`
+):
+    "`InputError` where a threat is run by torchattacks and torchattacks is not installed"
+    asking = [t for t in threats if by_torchattacks(t)]
+    if asking and not importlib.util.find_spec("torchattacks"):
+        raise InputError(f"{asking[0]} is run by the library torchattacks, which is not installed: install the extra with "
+                         "pip install 'ddrobust_nb[torchattacks]' (in a checkout: pip install -e '.[torchattacks]'), or leave this attack out")
+
+# %% ../../nbs/attacks/19_threat.ipynb #c903
+OVERWRITTEN = ("robustbench", "autoattack")  # What torchattacks brings beside its own folder: 25 and 11 files; the second up to version 3.4
+
+class OverwritesRobustBench(UserWarning): "torchattacks and RobustBench share an environment, and files"
+
+def installed_version(
+    name:str,  # Of a distribution, as pip lists it
+) -> str:      # Empty where it is not installed
+    "The version of an installed distribution"
+    try: return version(name)
+    except PackageNotFoundError: return ""
+
+def warn_overwritten(
+    threats,  # Of `Threat`
+):
+    "Warn where a threat is run by torchattacks and RobustBench is installed too"
+    if not any(by_torchattacks(t) for t in threats): return
+    beside = [f"{name} {installed_version(name)}" for name in OVERWRITTEN if installed_version(name)]
+    if not beside: return
+    warnings.warn(f"{' and '.join(beside)} in this environment: the wheels of torchattacks (3.2 to 3.5) hold files of the folders robustbench (25) and, up to 3.4, autoattack (11). "
+                  "They overwrite RobustBench's own files, and uninstalling torchattacks deletes them: use an environment for each", OverwritesRobustBench, stacklevel=4)
+
 # %% ../../nbs/attacks/19_threat.ipynb #c043
 def threat_list(
     attacks:str="auto",     # auto, none, quick, headline, paper, or a comma list of NAME[@EPS[@STEPS]]
@@ -212,11 +250,18 @@ def threat_list(
 ) -> list:                  # One threat per row of the results
     "The settings to run, from the `attacks` parameter of the run notebooks"
     default, preset = PROTOCOL_ATTACKS[check_choice("protocol", protocol, PROTOCOL_ATTACKS)]
-    if not isinstance(attacks, str): return list(dict.fromkeys(attacks))
+    if not isinstance(attacks, str): return ready_to_run(attacks)
     name = default if attacks in ("", "auto") else attacks.strip()
     if name == "none": return []
     if name in NAMED: name, preset = named_list(name, dataset), next(p for list_, p in PROTOCOL_ATTACKS.values() if list_ == name)
-    return list(dict.fromkeys(parse_threats(name, preset)))
+    return ready_to_run(parse_threats(name, preset))
+
+def ready_to_run(threats) -> list:
+    "The threats, each once, if the libraries that run them are installed"
+    threats = list(dict.fromkeys(threats))
+    warn_overwritten(threats)
+    check_extra(threats)
+    return threats
 
 # %% ../../nbs/attacks/19_threat.ipynb #c049
 def unit_noise(
@@ -402,6 +447,7 @@ def attack_chunks(
     check_model(model); check_int("seed", seed, 0)
     if not isinstance(healed, bool): raise InputError(f"healed must be True or False, got {healed!r}")
     threats = [threats] if isinstance(threats, Threat) else list(threats)
+    check_extra(threats)
     x, y = check_images(x), check_labels(y, len(x))
     index = torch.as_tensor(range(len(x)) if index is None else index).cpu()
     if tuple(index.shape) != (len(x),): raise InputError(f"{len(x)} images need an index of length {len(x)}, got {list(index.shape)}")

@@ -12,7 +12,7 @@ __all__ = ['PARAMETERS', 'TEXT', 'VERSIONS', 'NEUTRAL', 'BASELINE', 'check_types
 
 # %% ../../nbs/results/54_cell.ipynb #c002
 from ..core import InputError, check_choice, check_int, check_path, pick_device, unknown_name
-import ast, functools, hashlib, importlib, importlib.metadata, inspect, json, pkgutil, re, subprocess, time
+import ast, functools, hashlib, importlib, inspect, json, pkgutil, re, subprocess, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import ddrobust_nb, ddrobust_nb.distillers
 from ..attacks.checks import attack_checks, model_checks
 from ..attacks.metrics import carried, drop_rate
 from ..attacks.robustness import Evaluation, attacked_index, evaluate
-from ..attacks.threat import Threat, threat_list
+from ..attacks.threat import Threat, installed_version, threat_list
 from ..bands import check_frequency
 from ..data import Data, as_pixels, load_data
 from ..distilled import DistilledSet, distiller, load_set, own_options, save_set
@@ -493,7 +493,8 @@ def check_one(cell:Cell, model:Trained, evaluations:list) -> list:
 def versions() -> str:
     "The versions of this package and of the libraries whose code decides numbers"
     names = ("torch", "torchvision", "torchattacks", "pyautoattack", "numpy")
-    return ", ".join([f"ddrobust_nb {ddrobust_nb.__version__}"] + [f"{n} {importlib.metadata.version(n)}" for n in names])
+    found = [f"{name} {installed_version(name)}" for name in names if installed_version(name)]   # torchattacks is an extra
+    return ", ".join([f"ddrobust_nb {ddrobust_nb.__version__}"] + found)
 
 # %% ../../nbs/results/54_cell.ipynb #c084
 @functools.cache

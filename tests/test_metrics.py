@@ -2,6 +2,7 @@
 from statistics import NormalDist
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -30,7 +31,49 @@ def test_wilson_equals_scipy(n, share):
     expected = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
     low, high = wilson(k / n, n, z=stats.norm.ppf(0.975))
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
-    assert 0 <= low <= k / n + 1e-15 and k / n - 1e-15 <= high <= 1
+    assert 0 <= low <= k / n <= high <= 1
+
+
+def test_wilson_is_exact_at_the_ends():
+    "For every number of images: the plain formula misses 1 at 2,544 of them and 0 at 726, and an error bar would be negative"
+    for n in range(1, 10_001):
+        none, everything = wilson(0, n), wilson(1, n)
+        assert none[0] == 0.0 and everything[1] == 1.0
+        assert 0 < none[1] < 1 and 0 < everything[0] < 1
+        assert none[1] == pytest.approx(1 - everything[0], abs=1e-12)
+
+
+@pytest.mark.parametrize("z", [0.1, 1.0, 1.96, 3.3])
+def test_wilson_is_exact_at_the_ends_at_every_level(z):
+    for n in (1, 11, 48, 60, 100, 200, 500, 9_999):
+        assert wilson(0.0, n, z)[0] == 0.0 and wilson(1.0, n, z)[1] == 1.0
+
+
+@pytest.mark.parametrize("n", [1, 2, 48, 60, 500, 10_000])
+def test_wilson_of_a_mean_over_models(n):
+    "Shares that no whole number of images makes, as close to the ends as they come: the interval holds them, and grows with them"
+    near = [10.0**-k for k in range(1, 17)]
+    shares = sorted({0.0, 1.0, *near, *(1 - p for p in near), *(k / 97 for k in range(98)), 1 / (3 * n), 1 - 1 / (3 * n)})
+    ends = [wilson(p, n) for p in shares]
+    assert all(0 <= low <= p <= high <= 1 for p, (low, high) in zip(shares, ends))
+    for side in zip(*ends): assert all(b - a >= -1e-12 for a, b in zip(side, side[1:]))
+
+
+def test_wilson_takes_numbers_of_other_libraries():
+    expected = wilson(0.25, 48)
+    for p, n in ((np.float64(0.25), np.int64(48)), (np.float32(0.25), 48.0), (pd.Series([0.0, 0.5]).mean(), pd.Series([48]).iloc[0])):
+        assert wilson(p, n) == expected and all(type(end) is float for end in wilson(p, n))
+    assert wilson(1 + 1e-12, 48) == wilson(1, 48) and wilson(-1e-12, 48) == wilson(0, 48), "rounding of a mean"
+
+
+@pytest.mark.parametrize("p", [None, float("nan"), np.float64("nan"), pd.NA, float("inf"), -0.01, 1.01, 99.5, "0.5", True])
+def test_wilson_of_nothing(p):
+    with pytest.raises(InputError, match="p must be a share from 0 to 1.*leave out what was not measured"): wilson(p, 100)
+
+
+@pytest.mark.parametrize("n", [0, -1, 0.5, float("nan"), float("inf"), None, "100"])
+def test_wilson_on_no_images(n):
+    with pytest.raises(InputError, match="a number of images, 1 or more"): wilson(0.5, n)
 
 
 @pytest.mark.parametrize("n", [100, 500, 10_000])
@@ -77,10 +120,11 @@ def test_five_values_have_the_factor_of_student():
 @pytest.mark.parametrize("counts", [[5], [1] * 6, [60, 30, 10], [3, 0, 7]])
 def test_redraw_has_the_moments_of_a_multinomial(counts):
     n, total = 20_000, sum(counts)
-    shares = redraw(torch.tensor(counts), n, generator(0, "moments"))
+    drawn = redraw(torch.tensor(counts), n, generator(0, "moments"))
+    assert torch.equal(drawn, drawn.round()) and (drawn.sum(1) == total).all()
+    shares = drawn / total
     p = torch.tensor(counts, dtype=torch.float64) / total
-    assert (shares >= 0).all() and torch.equal((shares * total).round(), (shares * total).round(decimals=9))
-    torch.testing.assert_close(shares.sum(1), torch.ones(n, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert (drawn >= 0).all()
     torch.testing.assert_close(shares.mean(0), p, rtol=0, atol=0.01)
     torch.testing.assert_close(shares.T.cov().reshape(len(p), len(p)), (p.diag() - p[:, None] * p) / total, rtol=0, atol=0.04 / total)
 
@@ -123,9 +167,29 @@ def test_higher_levels_contain_lower_ones():
     assert all(b[0] <= a[0] <= a[1] <= b[1] for a, b in zip(ends, ends[1:])) and ends[0] != ends[-1]
 
 
-def test_flags_that_never_vary_have_no_interval():
-    assert bootstrap_interval(torch.ones(3, 50, dtype=torch.bool)) == pytest.approx((1, 1), abs=1e-12)
-    assert bootstrap_interval(torch.zeros(1, 1, dtype=torch.bool)) == (0, 0)
+@pytest.mark.parametrize("models", range(1, 12))
+@pytest.mark.parametrize("images", [1, 3, 48, 60, 500])
+def test_flags_that_never_vary_have_no_interval(models, images):
+    "Exactly: seven models that get all right had 0.9999999999999998 as their lower end"
+    right = torch.ones(models, images, dtype=torch.bool)
+    assert bootstrap_interval(right, n=100) == (1.0, 1.0)
+    assert bootstrap_interval(~right, n=100) == (0.0, 0.0)
+    for flags in (right, ~right):
+        verdict = compare(flags, flags[:1].repeat(models % 5 + 1, 1), n=100)
+        assert (verdict.low, verdict.high, verdict.clear) == (0.0, 0.0, False)
+
+
+def test_an_interval_stays_between_none_and_all():
+    for seed, p in enumerate((0.002, 0.02, 0.98, 0.998)):
+        low, high = bootstrap_interval(coins(3, 60, p=p, seed=seed), n=200)
+        assert 0 <= low <= high <= 1
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1])
+def test_a_spread_of_equal_values(value):
+    for n in (2, 3, 7, 48):
+        s = spread([value] * n)
+        assert (s.low, s.mean, s.high) == pytest.approx((value,) * 3, abs=1e-15) and s.low <= s.mean <= s.high
 
 
 def test_order_of_images_and_global_state_do_not_matter():

@@ -8,19 +8,43 @@ __all__ = ['wilson', 'drop_rate', 'weaker', 'Spread', 'check_level', 'spread', '
 
 # %% ../../nbs/attacks/27_metrics.ipynb #c002
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from ..core import InputError, check_int, generator
 
 # %% ../../nbs/attacks/27_metrics.ipynb #c009
 def wilson(
-    p:float,       # Share of successes
+    p:float,       # Share of successes, from 0 to 1; of several models their mean
     n:int,         # Images
     z:float=1.96,  # 1.96 for 95 %
-) -> tuple:        # (low, high)
+) -> tuple:        # (low, high), with 0 <= low <= p <= high <= 1
     "Wilson's interval for a share seen on `n` images"
-    centre, half = p + z*z / (2*n), z * (p*(1-p)/n + z*z / (4*n*n)) ** 0.5
-    return max(0.0, (centre - half) / (1 + z*z/n)), min(1.0, (centre + half) / (1 + z*z/n))
+    p, n = _share("p", p), _images("n", n)
+    centre = p + z*z / (2*n)
+    half = z * (p * (1-p) / n + z*z / (4*n*n)) ** 0.5
+    scale = 1 + z*z/n
+    low = 0.0 if p == 0 else min(p, max(0.0, (centre - half) / scale))
+    high = 1.0 if p == 1 else max(p, min(1.0, (centre + half) / scale))
+    return low, high
+
+def _share(
+    name:str,  # Argument name, for the message
+    value,     # What the caller passed
+) -> float:    # From 0 to 1; rounding errors of a mean, up to 1e-9, are cut off
+    "`value` as a share, else `InputError`; a missing value has no interval"
+    share = float(value) if isinstance(value, Real) and not isinstance(value, bool) else float("nan")
+    if not -1e-9 <= share <= 1 + 1e-9: raise InputError(f"{name} must be a share from 0 to 1, got {value!r}: leave out what was not measured")
+    return min(1.0, max(0.0, share))
+
+def _images(
+    name:str,  # Argument name, for the message
+    value,     # What the caller passed
+) -> int:
+    "`value` as a number of images, else `InputError`"
+    if not isinstance(value, Real) or isinstance(value, bool) or not 1 <= value < float("inf") or value != int(value):
+        raise InputError(f"{name} must be a number of images, 1 or more, got {value!r}")
+    return int(value)
 
 # %% ../../nbs/attacks/27_metrics.ipynb #c016
 def drop_rate(
@@ -93,14 +117,14 @@ def redraw(
     counts:torch.Tensor,  # How many there are of each kind [kinds]
     n:int,                # How often all are drawn again, with replacement
     g:torch.Generator,
-) -> torch.Tensor:        # Shares of the kinds [n, kinds], each row sums to 1
-    "The shares that each kind has after drawing again"
+) -> torch.Tensor:        # How many of each kind came up [n, kinds], float64; each row sums to all
+    "How often each kind comes up when all are drawn again"
     rest = int(counts.sum())
     left, drawn = torch.full((n,), float(rest), dtype=torch.float64), []
     for c in counts.tolist():
         drawn.append(torch.binomial(left, torch.full_like(left, c / rest), generator=g))
         left, rest = left - drawn[-1], rest - c
-    return torch.stack(drawn, 1) / counts.sum()
+    return torch.stack(drawn, 1)
 
 # %% ../../nbs/attacks/27_metrics.ipynb #c044
 def redrawn_means(
@@ -115,7 +139,9 @@ def redrawn_means(
     images = redraw(counts, n, g)
     models = [redraw(torch.ones(len(f), dtype=torch.long), n, g) for f in groups]
     rows = kinds.double().split([len(f) for f in groups])
-    return torch.stack([(m @ r * images).sum(1) for m, r in zip(models, rows)])
+    right = torch.stack([(m @ r * images).sum(1) for m, r in zip(models, rows)])      # whole numbers: nothing is rounded
+    flags = torch.tensor([len(f) * counts.sum() for f in groups], dtype=torch.float64)
+    return right / flags[:, None]
 
 # %% ../../nbs/attacks/27_metrics.ipynb #c046
 def bootstrap_interval(

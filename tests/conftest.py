@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 os.environ.setdefault("DDROBUST_QUIET", "1")
+os.environ.setdefault("DDROBUST_STRICT", "1")   # a figure that fails is an error here, not a line of text
 
 
 def folder(variable):

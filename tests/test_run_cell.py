@@ -24,7 +24,7 @@ NOTEBOOK = NBS / "run_cell.ipynb"
 def environment(**more):
     "Nothing of this machine's settings, and one thread: the networks are tiny"
     keep = {k: v for k, v in os.environ.items() if not k.startswith("DDROBUST_")}
-    return keep | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"} | more
+    return keep | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "DDROBUST_STRICT": "1"} | more
 
 
 def command(*arguments): return [sys.executable, "-m", "papermill", *map(str, arguments), "--no-progress-bar"]

@@ -133,7 +133,7 @@ def command(argv) -> int:
         return 0
     outcome = run_grid(plan, machines)
     rows = rows_of_plan(plan)
-    print(_text(table(rows)) if rows else "", *footnotes(rows) if rows else [], outcome, *[f"{plan.cells[i].name}: {e}" for i, e in outcome.errors.items()], sep="\n")
+    print(_text(table(rows)) if rows else "", *footnotes(rows) if rows else [], outcome, *[f"{plan.cells[i].name}: {e}" for i, e in (outcome.errors | outcome.notes).items()], sep="\n")
     return int(bool(outcome.errors))
 
 def main():

@@ -198,6 +198,8 @@ def plot_rows(
 
 # %% ../../nbs/results/53_report.ipynb #c033
 def _bar(ax, x, values, n, width, colour, label=None):
+    values = values.dropna().astype(float)   # what was not measured has no bar
+    if not len(values): return
     mean = values.mean()
     low, high = wilson(mean, n)
     ax.bar(x, 100*mean, width, color=colour, alpha=0.75, label=label, yerr=[[100*(mean-low)], [100*(high-mean)]], error_kw=dict(lw=0.8, capsize=2))

@@ -1,0 +1,199 @@
+"The last second of a cell: whatever cannot be shown costs a line, never the rows, the notebook or the state."
+import ast
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+from IPython.display import HTML, Markdown
+from papermill.exceptions import PapermillExecutionError
+
+from ddrobust_nb.core import InputError
+from ddrobust_nb.grid import run as run_module
+from ddrobust_nb.grid.plan import plan_grid
+from ddrobust_nb.grid.run import Outcome, has_rows, is_done, run_notebook
+from ddrobust_nb.grid.status import rows_of_plan, standing, state_of
+from ddrobust_nb.results import showing
+from ddrobust_nb.results.showing import NotShown, as_display, reason, show_or_say
+
+
+@pytest.fixture
+def user(monkeypatch):
+    "As a user runs it: tests are strict by themselves"
+    monkeypatch.delenv("DDROBUST_STRICT", raising=False)
+
+
+def figure(): return plt.subplots(figsize=(1, 1))[0]
+
+
+def half_drawn():
+    fig, ax = plt.subplots()
+    ax.bar(0, 100, yerr=[[1], [-1e-14]])
+    return fig
+
+
+class Broken:
+    "Fails only when a notebook asks how it looks"
+    def __init__(self, name): setattr(type(self), name, self.fail)
+    def fail(self, *_): raise KeyError("no such column")
+
+
+# ---- what is shown
+
+def test_tables_text_and_figures_come_out_as_a_notebook_would_show_them(user, tmp_path):
+    table = pd.DataFrame({"a": [1]})
+    assert show_or_say(lambda: table, "table").data == {"text/plain": repr(table), "text/html": table._repr_html_()}
+    assert show_or_say(lambda: Markdown("*x*"), "text").data["text/markdown"] == "*x*"
+    assert show_or_say(lambda: HTML("<b>x</b>"), "text").data["text/html"] == "<b>x</b>"
+    assert show_or_say(lambda: {"dm": 1}, "numbers").data == {"text/plain": "{'dm': 1}"} and repr(as_display("x")) == "'x'"
+    shown = show_or_say(figure, "training", tmp_path)
+    assert shown.data["image/png"].startswith(b"\x89PNG") and (tmp_path / "figures" / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert not plt.get_fignums(), "pyplot keeps nothing, and nothing is shown twice"
+    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["training.png"]
+
+
+def test_a_notebook_displays_it(user):
+    from IPython.core.formatters import DisplayFormatter
+    formats, _ = DisplayFormatter().format(show_or_say(figure, "training"))
+    assert formats["image/png"].startswith(b"\x89PNG") and formats["text/plain"] == "figure"
+
+
+@pytest.mark.parametrize("make", [half_drawn, lambda: 1 / 0, lambda: {}["robust"], lambda: [][0], lambda: Broken("_repr_html_"), lambda: Broken("_repr_png_"), lambda: Broken("__repr__"),
+                                  lambda: (_ for _ in ()).throw(MemoryError()), lambda: (_ for _ in ()).throw(InputError("n must be 1 or more\nsecond line"))])
+def test_what_fails_is_a_line(make, user, tmp_path, monkeypatch):
+    kept = figure()
+    with pytest.warns(NotShown) as heard: line = show_or_say(make, "robustness", tmp_path)
+    text = line.data["text/plain"]
+    assert text.startswith("robustness could not be shown (") and "\n" not in text and len(text) < 320 and [str(w.message) for w in heard] == [text]
+    assert set(line.data) == {"text/plain", "text/markdown"} and not list(tmp_path.rglob("*.png"))
+    assert plt.get_fignums() == [kept.number], "what was begun is closed, what was there stays"
+    plt.close(kept)
+    monkeypatch.setenv("DDROBUST_STRICT", "1")
+    with pytest.raises(Exception): show_or_say(make, "robustness", tmp_path)
+    assert not plt.get_fignums()
+
+
+def test_interruptions_pass(user):
+    def interrupted(): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): show_or_say(interrupted, "robustness")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied"), ValueError("embedded null byte")])
+def test_a_figure_that_cannot_be_kept_is_still_shown(error, user, tmp_path, monkeypatch):
+    def fail(*args, **kwargs): raise error
+    monkeypatch.setattr(showing, "replacing", fail)
+    with pytest.warns(NotShown, match="training could not be kept .*rows, models and flags are not touched"): shown = show_or_say(figure, "training", tmp_path)
+    assert "image/png" in shown.data
+    monkeypatch.setenv("DDROBUST_STRICT", "1")
+    with pytest.raises(type(error)): show_or_say(figure, "training", tmp_path)
+
+
+def test_a_folder_that_is_a_file(user, tmp_path):
+    (tmp_path / "figures").write_text("in the way")
+    with pytest.warns(NotShown, match="could not be kept"): assert "image/png" in show_or_say(figure, "training", tmp_path).data
+
+
+def test_a_full_disk_leaves_the_figure_of_before(user, tmp_path, monkeypatch):
+    show_or_say(figure, "training", tmp_path)
+    before = (tmp_path / "figures" / "training.png").read_bytes()
+    def half(self, data): self.open("wb").write(data[:10]); raise OSError(28, "No space left on device")
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.warns(NotShown): show_or_say(lambda: plt.subplots(figsize=(2, 2))[0], "training", tmp_path)
+    assert [p.name for p in (tmp_path / "figures").iterdir()] == ["training.png"] and (tmp_path / "figures" / "training.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("error, said", [(ValueError("a\nb"), "ValueError: a"), (ValueError(), "ValueError"), (KeyError("x"), "KeyError: 'x'"), (ValueError("x" * 999), "ValueError: " + "x" * 188)])
+def test_reasons(error, said): assert reason(error) == said
+
+
+# ---- the run notebooks
+
+NBS = Path(__file__).parent.parent / "nbs"
+
+
+@pytest.mark.parametrize("name", ["run_cell", "run_mixing"])
+def test_nothing_is_drawn_before_the_rows_are_written_and_nothing_unguarded_after(name):
+    cells = [c for c in json.loads((NBS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+    sources = ["".join(c["source"]) for c in cells]
+    written, = [i for i, s in enumerate(sources) if "= write_" in s]
+    draws = lambda s: [n.func.id for n in ast.walk(ast.parse(s)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id.startswith(("plot_", "show_")) and n.func.id != "show_or_say"]
+    assert not [s for s in sources[:written + 1] if draws(s)]
+    assert sum(map(len, map(draws, sources[written + 1:]))) >= 3
+    for source in sources[written:]:
+        tree = ast.parse(source)
+        guarded = {id(n) for call in ast.walk(tree) if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "show_or_say" for n in ast.walk(call)}
+        guarded |= {id(n) for f in ast.walk(tree) if isinstance(f, ast.Lambda) for n in ast.walk(f)}
+        loose = [n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and id(n) not in guarded and isinstance(n.func, ast.Name)]
+        assert set(loose) <= {"display", "Markdown", "finish_cell", "attack_cell", "write_out", "finish_mixing", "write_mixing"}, source
+
+
+# ---- a grid
+
+def executes(*, rows=None, raises=None, out=None):
+    "A stand-in for papermill: writes rows, then stops or comes to its end"
+    def execute(notebook, going, **options):
+        Path(going).write_text("{}")
+        if rows is not None: (out / "results.json").write_text(json.dumps(rows))
+        if raises is not None: raise raises
+    return execute
+
+
+IN_A_CELL = PapermillExecutionError(7, 7, "plot_rows(rows)", "ValueError", "'yerr' must not contain negative values", ["\x1b[31mValueError\x1b[0m"])
+
+
+@pytest.mark.parametrize("error", [IN_A_CELL, RuntimeError("Kernel died"), OSError(28, "No space left on device")])
+def test_an_error_after_the_rows_is_no_failure(error, tmp_path, monkeypatch):
+    for _ in range(2):   # at each repetition
+        monkeypatch.setattr("papermill.execute_notebook", executes(rows=[1], raises=error, out=tmp_path))
+        said = run_notebook("run_cell.ipynb", {}, tmp_path)
+        assert said["state"] == "done" and "the rows are there" in said["note"] and "error" not in said
+        assert has_rows(tmp_path) and not is_done(tmp_path) and (tmp_path / "failed.ipynb").is_file()
+    monkeypatch.setattr("papermill.execute_notebook", executes(rows=[1], out=tmp_path))
+    assert run_notebook("run_cell.ipynb", {}, tmp_path) == {"state": "done", "seconds": pytest.approx(0, abs=60)}
+    assert is_done(tmp_path) and sorted(p.name for p in tmp_path.iterdir()) == ["results.json", "run_cell.ipynb"], "mended, and the report is gone"
+
+
+def test_an_error_before_the_rows_is_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("papermill.execute_notebook", executes(raises=IN_A_CELL, out=tmp_path))
+    said = run_notebook("run_cell.ipynb", {}, tmp_path)
+    assert said["state"] == "failed" and said["error"].startswith("ValueError: 'yerr'")
+    (tmp_path / "results.json").write_text("[1]")   # rows of an earlier run do not excuse this one
+    assert run_notebook("run_cell.ipynb", {}, tmp_path)["state"] == "failed"
+    monkeypatch.setattr("papermill.execute_notebook", executes(raises=RuntimeError("Kernel died"), out=tmp_path))
+    with pytest.raises(RuntimeError): run_notebook("run_cell.ipynb", {}, tmp_path)
+
+
+def test_rows_that_are_cut_short_are_no_rows(tmp_path, monkeypatch):
+    def execute(notebook, going, **options):
+        Path(going).write_text("{}")
+        (tmp_path / "results.json").write_text('[{"clean": 0.5}, {"cl')
+        raise IN_A_CELL
+    monkeypatch.setattr("papermill.execute_notebook", execute)
+    assert run_notebook("run_cell.ipynb", {}, tmp_path)["state"] == "failed"
+
+
+def test_what_a_grid_says_of_it(tmp_path):
+    plan = plan_grid([dict(method="random", ipc=[1, 2])], store=tmp_path / "store", device="cpu")
+    first, second = plan.cells
+    for c in plan.cells: c.out.mkdir(parents=True)
+    (first.out / "results.json").write_text("[]")
+    assert state_of(first, plan.store) == ("done", "the rows are there, the notebook stopped after them (it was interrupted): the next run mends it from the store")
+    run_module.write_failure(first.out, "ValueError: negative")
+    run_module.write_failure(second.out, "ValueError: negative")
+    assert state_of(first, plan.store)[0] == "done" and "(ValueError: negative)" in state_of(first, plan.store)[1]
+    assert state_of(second, plan.store) == ("failed", "ValueError: negative") and standing(plan) == "1 done, 1 failed"
+    assert rows_of_plan(plan) == []
+    outcome = Outcome(plan, {0: "done", 1: "failed"}, {1: "E"}, {0: "N"})
+    assert "N" in outcome._repr_html_() and "E" in outcome._repr_html_()
+
+
+def test_a_view_that_fails_does_not_stop_a_grid():
+    def watch(outcome): raise ValueError("no display")
+    with pytest.warns(NotShown, match="the grid goes on"): run_module._tell(watch, None)
+    seen = []
+    run_module._tell(seen.append, 7), run_module._tell(None, 7)
+    assert seen == [7]

@@ -90,6 +90,7 @@ def image_grid(
     "Images side by side in one picture"
     x = as_pixels(images).detach().cpu().clamp(0, 1)
     n, c, h, w = x.shape
+    if not n: raise InputError("there are no images to show")
     sheet = torch.ones(c, -(-n // columns) * (h + gap) - gap, min(n, columns) * (w + gap) - gap)
     for i in range(n):
         top, left = i // columns * (h + gap), i % columns * (w + gap)

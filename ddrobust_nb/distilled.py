@@ -43,6 +43,7 @@ def show_images(
 ):
     "A grid of images; pixels outside [0,1] are clipped in the picture only"
     import matplotlib.pyplot as plt
+    if not len(images): raise InputError("there are no images to show")
     nrows = -(-len(images) // ncols)
     fig, axes = plt.subplots(nrows, ncols, figsize=(ncols*size, nrows*(size + (0.15 if titles else 0))), squeeze=False, dpi=80)
     for ax in axes.flat: ax.axis("off")
@@ -72,7 +73,7 @@ def show_set(
 ):
     "The images, a column per class"
     y = hard_labels(dset)
-    if y is None: return show_images(dset.images[:rows*classes], ncols=classes)
+    if y is None or not (y < classes).any(): return show_images(dset.images[:rows*classes], ncols=classes)
     columns = [(y == c).nonzero().flatten()[:rows] for c in range(min(classes, dset.spec.classes))]
     index = [c[r] for r in range(max(map(len, columns))) for c in columns if r < len(c)]
     return show_images(dset.images[torch.stack(index)], ncols=len(columns))
@@ -82,7 +83,7 @@ def describe(dset:DistilledSet) -> str:
     "A set in one line"
     kind = "labels from a teacher" if dset.teacher or dset.labels is None else f"{'soft' if dset.labels.ndim == 2 else 'hard'} labels"
     facts = [f"{dset.method} on {dset.spec.name}", f"{len(dset)} images" + (f" ({dset.ipc} per class)" if dset.ipc else ""), kind, f"seed {dset.seed}"]
-    if torch.is_tensor(dset.images) and dset.images.is_floating_point():
+    if len(dset) and torch.is_tensor(dset.images) and dset.images.is_floating_point():
         facts.append(f"pixels {dset.images.min():.2f} to {dset.images.max():.2f}, {outside(dset.images):.1%} outside [0,1]")
     return ", ".join(facts)
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from IPython.display import HTML, Markdown
 from papermill.exceptions import PapermillExecutionError
+from PIL import Image
 
 from ddrobust_nb.core import InputError
 from ddrobust_nb.grid import run as run_module
@@ -18,6 +19,7 @@ from ddrobust_nb.grid.plan import plan_grid
 from ddrobust_nb.grid.run import Outcome, has_rows, is_done, run_notebook
 from ddrobust_nb.grid.status import rows_of_plan, standing, state_of
 from ddrobust_nb.results import showing
+from ddrobust_nb.results.report import read_results
 from ddrobust_nb.results.showing import NotShown, as_display, reason, show_or_say
 
 
@@ -197,3 +199,39 @@ def test_a_view_that_fails_does_not_stop_a_grid():
     seen = []
     run_module._tell(seen.append, 7), run_module._tell(None, 7)
     assert seen == [7]
+
+
+# ---- a real notebook
+
+def two_colours(folder, per_class=24):
+    "A folder of dark and of light images, which every network tells apart"
+    for half in ("train", "test"):
+        for k, name in enumerate(("dark", "light")):
+            (place := folder / half / name).mkdir(parents=True)
+            for i in range(per_class): Image.new("L", (8, 8), 30 + 180 * k + i).save(place / f"{i}.png")
+    return f"folder:{folder}"
+
+
+@pytest.mark.slow
+def test_a_real_cell_at_both_ends_and_its_notebook_mended(tmp_path, monkeypatch):
+    "48 images: all right without attack, all right within 1/255, none right within 1. The figure cannot be kept at first, and errors are raised as in the tests: that stops the notebook after the rows"
+    out, store = tmp_path / "out", tmp_path / "store"
+    given = dict(method="random", dataset=two_colours(tmp_path / "images"), ipc=1, network="ConvNetD3-w8", n_models=1, n_test=48, attacks="fgsm@1/255,pgd@1@20", device="cpu", store=str(store), out=str(out))
+    monkeypatch.setenv("DDROBUST_STRICT", "1")
+    out.mkdir()
+    (out / "figures").write_text("in the way")
+    said = run_notebook(str(NBS / "run_cell.ipynb"), given, str(out))
+    assert said["state"] == "done" and "the rows are there" in said["note"] and (out / "failed.ipynb").is_file() and not is_done(out)
+    rows = read_results(out)
+    assert [(r.attack, r.n, r.clean, r.robust) for r in rows] == [("fgsm", 48, 1.0, 1.0), ("pgd", 48, 1.0, 0.0)]
+    kept = {p: p.stat().st_mtime_ns for p in store.rglob("*") if p.is_file() and ".lock" not in p.name and "locks" not in str(p)}
+    monkeypatch.delenv("DDROBUST_STRICT")
+    for obstacle in (True, False):   # the user's way round: the figure is shown, its file is missing; then nothing is in the way
+        if not obstacle: (out / "figures").unlink(), (out / "run_cell.ipynb").unlink()
+        said = run_notebook(str(NBS / "run_cell.ipynb"), given, str(out))
+        assert said["state"] == "done" and "note" not in said and is_done(out) and not (out / "failed.json").exists()
+        outputs = [o for c in json.loads((out / "run_cell.ipynb").read_text())["cells"] for o in c.get("outputs", [])]
+        assert sum("image/png" in o.get("data", {}) for o in outputs) >= 4 and not [o for o in outputs if o["output_type"] == "error"]
+        assert (out / "figures" / "robustness.png").is_file() != obstacle
+    assert read_results(out) == rows
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept, "nothing was made again"

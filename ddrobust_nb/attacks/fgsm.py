@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..core import InputError
 from .queries import loss_gradient
 from .threat import Threat, attack
 
@@ -57,6 +58,7 @@ def show_adversarial(
 ):
     "Image, change x `scale` around grey, attacked image: one column each"
     import matplotlib.pyplot as plt
+    if not len(x): raise InputError("there are no images to show")
     rows = [x, (0.5 + scale * (adv - x) / 2).clamp(0, 1), adv]
     fig, axes = plt.subplots(3, len(x), figsize=(1.1 * len(x), 3.4), dpi=64, squeeze=False)
     for r, images in enumerate(rows):

@@ -86,6 +86,7 @@ def plot_bands(
     "Accuracy on each band against the radius; the line across is the whole image"
     import matplotlib.pyplot as plt
     tables = bands if isinstance(bands, dict) else {"": bands}
+    if not tables or not all(map(len, tables.values())): raise InputError("there are no bands to draw: give a table of band_accuracy for each network")
     fig, axes = plt.subplots(1, 2, figsize=(7, 2.6), dpi=80, sharey=True)
     for i, (name, t) in enumerate(tables.items()):
         for ax, columns in zip(axes, (("low", "high"), ("flipped low", "flipped high"))):
@@ -181,6 +182,7 @@ def plot_heat_map(
     "Error by frequency, the zero frequency in the centre; one scale for all"
     import matplotlib.pyplot as plt
     maps = maps if isinstance(maps, dict) else {"": maps}
+    if not maps: raise InputError("there are no maps to draw: give a map of fourier_heat_map for each network")
     top = max(m.error.max().item() for m in maps.values())
     fig, axes = plt.subplots(1, len(maps), figsize=(2.6 * len(maps) + 0.6, 2.7), dpi=80, squeeze=False, layout="constrained")
     for ax, (name, m) in zip(axes[0], maps.items()):
@@ -230,6 +232,7 @@ def plot_perturbations(
 ):                      # A matplotlib figure
     "Mean spectrum of each attack's perturbations, and the share beyond the circle"
     import matplotlib.pyplot as plt
+    if not changes: raise InputError("there are no perturbations to draw: give those of at least one attack")
     shares, spectra = perturbation_share(changes, radius, dc=dc), [log_spectrum(c).mean(0).cpu() for c in changes.values()]
     height, width = spectra[0].shape
     top = max(s.max().item() for s in spectra)

@@ -26,7 +26,7 @@ class Components:
     images:int             # How many images they come from
     def __len__(self): return len(self.vectors)
     def __repr__(self): return f"{len(self)} components of {self.images} images, {list(self.vectors.shape[1:])}"
-    def _repr_png_(self): return _strip(self.vectors[:8])
+    def _repr_png_(self): return _strip(self.vectors[:8]) if len(self) else None
 
 # %% ../../nbs/frequency/31_similarity.ipynb #c008
 def _strip(vectors):

@@ -291,6 +291,7 @@ def plot_drop_rates(
     title:str="",
 ) -> Figure:
     "Drop rate against images per class, a panel per dataset: lines are the paper's, open markers with whiskers are ours"
+    if beside.empty: raise InputError("there are no cells to draw: give drop rates of at least one cell of the paper")
     panels, ipcs = list(dict.fromkeys(beside["dataset"])), sorted(beside["ipc"].dropna().unique())
     with style():
         fig, axes = plt.subplots(1, len(panels), figsize=(2.5 * len(panels) + 1.1, 2.8), sharey=True, squeeze=False, layout="constrained")
@@ -357,6 +358,7 @@ def draw_table(
 ) -> Figure:
     "A frame as a picture that can be read without enlarging it"
     heads, body, levels = texts(table)
+    if not heads[-1]: raise InputError("the table has no columns: there is nothing to draw")
     body = [[fill(t, wrap) for t in row] for row in body]
     columns, pad, line = list(zip(heads[-1], *body)), 0.2, size * 1.3 / 72
     heads[-1] = [fill(column[0], max(11, *(len(l) for t in column[1:] for l in t.split("\n")))) if body else column[0] for column in columns]

@@ -20,7 +20,7 @@ from ddrobust_nb.grid.run import Outcome, has_rows, is_done, run_notebook
 from ddrobust_nb.grid.status import rows_of_plan, standing, state_of
 from ddrobust_nb.results import showing
 from ddrobust_nb.results.report import read_results
-from ddrobust_nb.results.showing import NotShown, as_display, reason, show_or_say
+from ddrobust_nb.results.showing import NotShown, as_display, reason, show_or_say, text_or_say
 
 
 @pytest.fixture
@@ -77,6 +77,24 @@ def test_what_fails_is_a_line(make, user, tmp_path, monkeypatch):
     monkeypatch.setenv("DDROBUST_STRICT", "1")
     with pytest.raises(Exception): show_or_say(make, "robustness", tmp_path)
     assert not plt.get_fignums()
+
+
+def test_text(user, monkeypatch):
+    assert text_or_say(lambda: "clean 98.0", "the table") == "clean 98.0"
+    with pytest.warns(NotShown): assert text_or_say(lambda: 1 / 0, "the table").startswith("the table could not be shown (ZeroDivisionError: ")
+    monkeypatch.setenv("DDROBUST_STRICT", "1")
+    with pytest.raises(ZeroDivisionError): text_or_say(lambda: 1 / 0, "the table")
+
+
+def test_the_command_ends_with_what_became_of_the_cells(user, tmp_path, monkeypatch, capsys):
+    "Also where the table of their rows cannot be made"
+    from ddrobust_nb.grid import command as module
+    plan = plan_grid([dict(method="random", ipc=1)], store=tmp_path / "store", device="cpu")
+    monkeypatch.setattr(module, "run_grid", lambda plan, machines: Outcome(plan, {0: "done"}, {}, {0: "a note"}))
+    monkeypatch.setattr(module, "rows_of_plan", lambda plan: [None])
+    with pytest.warns(NotShown, match="the table could not be shown"): assert module.command(["run", '[{"method": "random", "ipc": 1}]', "--store", str(plan.store.root), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "the table could not be shown (" in said and "1 done" in said and "a note" in said
 
 
 def test_interruptions_pass(user):

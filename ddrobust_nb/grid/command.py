@@ -19,6 +19,7 @@ from .run import Machines, find_notebook, run_grid, run_one
 from .status import export_rows, garbage, paper_layout, remove_garbage, rows_of_plan, standing, status, write_table
 from ..results.figures import notes_on, wide
 from ..results.report import footnotes, table
+from ..results.showing import text_or_say
 from ..results.store import replacing, write_json
 
 # %% ../../nbs/grid/65_command.ipynb #c005
@@ -133,7 +134,8 @@ def command(argv) -> int:
         return 0
     outcome = run_grid(plan, machines)
     rows = rows_of_plan(plan)
-    print(_text(table(rows)) if rows else "", *footnotes(rows) if rows else [], outcome, *[f"{plan.cells[i].name}: {e}" for i, e in (outcome.errors | outcome.notes).items()], sep="\n")
+    found = text_or_say(lambda: "\n".join([_text(table(rows)), *footnotes(rows)]), "the table") if rows else ""
+    print(found, outcome, *[f"{plan.cells[i].name}: {e}" for i, e in (outcome.errors | outcome.notes).items()], sep="\n")
     return int(bool(outcome.errors))
 
 def main():

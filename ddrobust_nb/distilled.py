@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from .data import Data, Spec, as_pixels
-from .train import Recipe, check_training, fit
+from .train import Recipe, check_eval, check_training, fit, image_type, left_alone
 
 # %% ../nbs/foundations/05_distilled.ipynb #c005
 @dataclass(frozen=True)
@@ -325,13 +325,20 @@ def herd(
 # %% ../nbs/foundations/05_distilled.ipynb #c065
 @torch.no_grad()
 def embed(
-    net,
+    net,            # Network in evaluation mode
     images,         # Pixels [n,C,H,W], or a lazy folder
     device,
     batch:int=250,
 ) -> torch.Tensor:  # [n, d], on the device
-    "Features of the last layer but one"
-    return torch.cat([net.body.embed(net.normalise(as_pixels(images[i:i+batch]).to(device))) for i in range(0, len(images), batch)])
+    "Features of the last layer but one; the network is left as it is"
+    check_eval(net)
+    features, takes = [], None
+    with left_alone(net):
+        for i in range(0, len(images), batch):
+            x = as_pixels(images[i:i+batch]).to(device)
+            takes = takes or image_type(net, x)
+            features.append(net.body.embed(net.normalise(x.to(takes))))
+    return torch.cat(features)
 
 # %% ../nbs/foundations/05_distilled.ipynb #c067
 @distiller

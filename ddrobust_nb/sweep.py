@@ -15,6 +15,7 @@ from torch import nn
 from .convolution import filter_transform, lighter, usual
 from .core import InputError
 from .networks import ConvNet, Network, NotCompiled, compiled_static, cpp_compiler
+from .train import float_types
 
 # %% ../nbs/foundations/09_sweep.ipynb #c007
 VECTORS = r"""
@@ -280,6 +281,7 @@ class Swept(nn.Module):
         self.net = copy.deepcopy(net).requires_grad_(False)
         layers = [*self.net.body.features]
         self.net.body.features = nn.Sequential(*(Block(*layers[i:i + 4]) for i in range(0, len(layers), 4)))
+        self.train(net.training)
     def forward(self, x):
         few = max(PIXELS // (x.shape[2] * x.shape[3]), torch.get_num_threads())
         return torch.cat([self.net(part) for part in x.split(few)])
@@ -288,8 +290,10 @@ def sweeps(
     net,
     device,
 ) -> bool:
-    "Whether all blocks of a network can be swept: a ConvNet on a CPU, with the paper's layers, and sides that can be halved as often"
-    if torch.device(device).type != "cpu" or not cpp_compiler() or not (isinstance(net, Network) and isinstance(net.body, ConvNet) and net.spec is not None): return False
+    "Whether all blocks of a network can be swept: a ConvNet of float32 on a CPU, with the paper's layers, and sides that can be halved as often"
+    if torch.device(device).type != "cpu" or not cpp_compiler(): return False
+    if type(net) is not Network or type(net.body) is not ConvNet or net.spec is None: return False
+    if float_types(net) != [torch.float32]: return False
     layers = [*net.body.features]
     blocks = [layers[i:i + 4] for i in range(0, len(layers), 4)]
     return all(map(fits, blocks)) and net.spec.size % 8 == 0 and net.spec.size % (2 * 2 ** len(blocks)) == 0

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['norms', 'activations', 'poolings', 'network', 'SPEED', 'Normalise', 'instance_norm', 'ConvNet', 'count_parameters',
-           'ResNet', 'Network', 'ConvNetD3', 'ConvNetD4', 'ConvNetD5', 'ResNet18', 'ResNet18GN', 'parse_network',
-           'make_network', 'forward_flops', 'worth_compiling', 'NotCompiled', 'cpp_compiler', 'compiled_static',
-           'compiled']
+           'ResNet', 'Network', 'ConvNetD3', 'ConvNetD4', 'ConvNetD5', 'ResNet18', 'ResNet18GN',
+           'uses_batch_statistics', 'parse_network', 'Subsampled', 'unsafe_convolution', 'replace_unsafe',
+           'make_network', 'network_revision', 'forward_flops', 'worth_compiling', 'NotCompiled', 'cpp_compiler',
+           'compiled_static', 'compiled']
 
 # %% ../nbs/foundations/03_networks.ipynb #c002
 from .core import InputError, Registry, check_choice, check_int, pick_device, seeded, unknown_name
@@ -177,6 +178,14 @@ def ResNet18GN(
     "ResNet18 with GroupNorm of one channel per group: works image by image"
     return ResNet(spec.channels, spec.classes, stem="small" if spec.size <= 64 else "imagenet", norm="group", **kwargs)
 
+# %% ../nbs/foundations/03_networks.ipynb #c910
+def uses_batch_statistics(
+    net:nn.Module,
+) -> bool:
+    "Whether batch norm makes the result of an image depend on the other images of its pass"
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return any(m.training or m.running_mean is None for m in norms)
+
 # %% ../nbs/foundations/03_networks.ipynb #c063
 def parse_network(
     name:str,  # NAME or NAME-wWIDTH; "auto" is a name
@@ -189,6 +198,32 @@ def parse_network(
     if base == "auto": base = "ConvNetD3" if spec.size <= 32 else "ConvNetD4" if spec.size <= 64 else "ConvNetD5"
     if base not in network: raise unknown_name("network", base, [*network, "auto"])
     return network[base], {"width": int(width)} if width else {}
+
+# %% ../nbs/foundations/03_networks.ipynb #c904
+class Subsampled(nn.Conv2d):
+    "A 1 x 1 convolution with a stride that picks its pixels first, on a CPU"
+    def forward(self, x):
+        if x.device.type != "cpu": return super().forward(x)
+        down, across = self.stride
+        picked = x[..., ::down, ::across]
+        return nn.functional.conv2d(picked, self.weight, self.bias)
+
+# %% ../nbs/foundations/03_networks.ipynb #c907
+def unsafe_convolution(
+    module:nn.Module,
+) -> bool:
+    "Whether PyTorch may corrupt memory in the gradient of this layer's weights, with the channels last on a CPU"
+    if type(module) is not nn.Conv2d: return False
+    strided_point = module.kernel_size == (1, 1) and module.stride != (1, 1)
+    return strided_point and module.padding in ((0, 0), "valid") and module.groups == 1 and module.in_channels < 16
+
+def replace_unsafe(
+    body:nn.Module,  # Changed in place
+) -> nn.Module:
+    "A network without unsafe convolutions, with the same names and weights"
+    for module in body.modules():
+        if unsafe_convolution(module): module.__class__ = Subsampled   # the same layer with another `forward`
+    return body
 
 # %% ../nbs/foundations/03_networks.ipynb #c067
 def make_network(
@@ -211,7 +246,17 @@ def make_network(
     label = f.__name__ + (name[name.rindex("-w"):] if width else "")
     device = pick_device(device)
     layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
-    return Network(Normalise(spec.mean, spec.std), body, label, spec).to(device, memory_format=layout)
+    return Network(Normalise(spec.mean, spec.std), replace_unsafe(body), label, spec).to(device, memory_format=layout)
+
+# %% ../nbs/foundations/03_networks.ipynb #c913
+def network_revision(
+    name:str,  # Of the network, as in `make_network`
+    spec,      # `Spec` of the data
+) -> int:      # None for networks whose numbers never changed
+    "Which version of a network's numbers this is"
+    net = make_network(name, spec, device="meta")
+    changed = any(isinstance(m, Subsampled) for m in net.modules())
+    return 2 if changed else None
 
 # %% ../nbs/foundations/03_networks.ipynb #c075
 @functools.cache

@@ -345,6 +345,7 @@ def fit(
     if not how: labels = training_labels(labels, recipe)
     run = _Run(make_network(network, dset.spec, seed=seed, device=device).train(), recipe, device)
     _check_batches(run.net, len(images), recipe)
+    if how and how["teacher_bn"] == "batch": _check_batches(teacher, len(images), recipe)
     _objective(run, recipe, how, teacher, len(images), device)
     if state: run.load(state)
     return _train(run, recipe, images, labels, seed, device, test, desc, save, after_epoch)

@@ -44,12 +44,14 @@ def statistics_kept(
     body,  # Network body
 ):
     "Batch norm moves its running mean and variance in every pass; here it moves copies of them"
-    buffers = {m: dict(m._buffers) for m in body.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
-    for module, own in buffers.items():
-        module._buffers.update({name: b if b is None else b.clone() for name, b in own.items()})
+    norms = [m for m in body.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    originals = [dict(m._buffers) for m in norms]
+    for norm in norms:
+        for name, buffer in norm._buffers.items():
+            if buffer is not None: norm._buffers[name] = buffer.clone()
     try: yield
     finally:
-        for module, own in buffers.items(): module._buffers.update(own)
+        for norm, original in zip(norms, originals): norm._buffers.update(original)
 
 # %% ../../nbs/distillers/12_dm.ipynb #c017
 def _dm_step(data, z, net, optimiser, it, *, batch_real, strategy, seed):

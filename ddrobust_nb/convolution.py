@@ -83,7 +83,8 @@ class Winograd(nn.Module):
         self.register_buffer("filters", filter_transform(conv.weight))
         self.register_buffer("backwards", filter_transform(conv.weight.flip(2, 3).transpose(0, 1)))
     def forward(self, x):
-        if x.shape[2] % 4 or x.shape[3] % 4: return self.conv(x)
+        fitting = x.shape[2] % 4 == 0 and x.shape[3] % 4 == 0
+        if not fitting or x.dtype != self.filters.dtype: return self.conv(x)
         y = Convolve.apply(x, self.filters, self.backwards)
         return y if self.conv.bias is None else y + self.conv.bias[:, None, None]
 
@@ -99,5 +100,6 @@ def lighter(
     net = copy.deepcopy(net)
     for module in [*net.modules()]:
         for name, child in [*module.named_children()]:
-            if usual(child) and min(child.in_channels, child.out_channels) >= 64: setattr(module, name, Winograd(child))
+            wide = usual(child) and min(child.in_channels, child.out_channels) >= 64
+            if wide and child.weight.dtype in (torch.float32, torch.float64): setattr(module, name, Winograd(child).train(child.training))
     return net

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from .data import Data, Spec, as_pixels
-from .train import Recipe, check_training, fit
+from .networks import network_revision, uses_batch_statistics
+from .train import Recipe, check_eval, check_training, fit, image_type, left_alone
 
 # %% ../nbs/foundations/05_distilled.ipynb #c005
 @dataclass(frozen=True)
@@ -187,9 +188,13 @@ class Distillers(Registry):
         def checked(data, ipc=None, **options):
             _check_request(f, data, ipc, options)
             own = {n: options.get(n, default) for n, default in own_options(f.__name__).items()}
-            checked.check(data, ipc, options.get("network", "auto"), **own)
-            return _check_result(f(data, ipc, **options), data, ipc)
+            network = options.get("network", "auto")
+            checked.check(data, ipc, network, **own)
+            dset = _check_result(f(data, ipc, **options), data, ipc)
+            revision = checked.revision(data, network, own)
+            return dset if revision is None else replace(dset, config=dset.config | {"revision": revision})
         checked.check = lambda data, ipc, network, **options: None  # replaced by a distiller that has options to check
+        checked.revision = lambda data, network, options: network_revision(network, data.spec)  # replaced by a distiller whose numbers depend on something else
         checked.upstream = None                                     # replaced by a distiller that reads what is made once and kept
         return super().__call__(checked)
 
@@ -281,6 +286,8 @@ def random(
     index = torch.cat([c[torch.randperm(len(c), generator=generator(seed, "random", k))[:ipc]] for k, c in enumerate(data.per_class)])
     return DistilledSet(data.spec, as_pixels(data.train_images[index]), balanced(data, ipc), "random", ipc, seed)
 
+random.revision = lambda data, network, options: None   # no network takes part
+
 # %% ../nbs/foundations/05_distilled.ipynb #c057
 @distiller
 def kmeans(
@@ -298,6 +305,8 @@ def kmeans(
         centres = torch.from_numpy(KMeans(ipc, n_init=1, random_state=derive_seed(seed, "kmeans", k) % 2**32).fit(x.numpy()).cluster_centers_).to(x)
         chosen.append(c[_nearest_distinct(torch.cdist(centres, x))])
     return DistilledSet(data.spec, as_pixels(data.train_images[torch.cat(chosen)]), balanced(data, ipc), "kmeans", ipc, seed)
+
+kmeans.revision = random.revision
 
 # %% ../nbs/foundations/05_distilled.ipynb #c059
 def _nearest_distinct(distance):
@@ -326,13 +335,22 @@ def herd(
 # %% ../nbs/foundations/05_distilled.ipynb #c065
 @torch.no_grad()
 def embed(
-    net,
+    net,            # Network in evaluation mode
     images,         # Pixels [n,C,H,W], or a lazy folder
     device,
     batch:int=250,
 ) -> torch.Tensor:  # [n, d], on the device
-    "Features of the last layer but one"
-    return torch.cat([net.body.embed(net.normalise(as_pixels(images[i:i+batch]).to(device))) for i in range(0, len(images), batch)])
+    "Features of the last layer but one, `batch` images at a time; the network is left as it is"
+    check_eval(net)
+    if uses_batch_statistics(net):
+        raise InputError("batch norm without running statistics mixes the images of a pass, and features are taken in several passes: use a network that keeps them")
+    features, takes = [], None
+    with left_alone(net):
+        for i in range(0, len(images), batch):
+            x = as_pixels(images[i:i+batch]).to(device)
+            takes = takes or image_type(net, x)
+            features.append(net.body.embed(net.normalise(x.to(takes))))
+    return torch.cat(features)
 
 # %% ../nbs/foundations/05_distilled.ipynb #c067
 @distiller
@@ -364,3 +382,5 @@ def whole(
 ) -> DistilledSet:
     "The whole training set, as if it were a distilled one"
     return DistilledSet(data.spec, *data.training(), "whole", None, seed)
+
+whole.revision = random.revision

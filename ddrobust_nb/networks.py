@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['norms', 'activations', 'poolings', 'network', 'SPEED', 'Normalise', 'instance_norm', 'ConvNet', 'count_parameters',
-           'ResNet', 'Network', 'ConvNetD3', 'ConvNetD4', 'ConvNetD5', 'ResNet18', 'ResNet18GN', 'parse_network',
-           'make_network', 'forward_flops', 'worth_compiling', 'NotCompiled', 'cpp_compiler', 'compiled_static',
-           'compiled']
+           'ResNet', 'Network', 'ConvNetD3', 'ConvNetD4', 'ConvNetD5', 'ResNet18', 'ResNet18GN',
+           'uses_batch_statistics', 'parse_network', 'Subsampled', 'unsafe_convolution', 'make_network',
+           'network_revision', 'forward_flops', 'worth_compiling', 'NotCompiled', 'cpp_compiler', 'compiler_error',
+           'compiler_trouble', 'can_compile', 'compiled_static', 'compiled']
 
 # %% ../nbs/foundations/03_networks.ipynb #c002
 from .core import InputError, Registry, check_choice, check_int, pick_device, seeded, unknown_name
-import functools, inspect, os, re, shutil, warnings
+import functools, inspect, os, re, shutil, tempfile, warnings
+from contextlib import contextmanager
 
 import torch
 from fastcore.meta import delegates
@@ -177,6 +179,14 @@ def ResNet18GN(
     "ResNet18 with GroupNorm of one channel per group: works image by image"
     return ResNet(spec.channels, spec.classes, stem="small" if spec.size <= 64 else "imagenet", norm="group", **kwargs)
 
+# %% ../nbs/foundations/03_networks.ipynb #c910
+def uses_batch_statistics(
+    net:nn.Module,
+) -> bool:
+    "Whether batch norm makes the result of an image depend on the other images of its pass"
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return any(m.training or m.running_mean is None for m in norms)
+
 # %% ../nbs/foundations/03_networks.ipynb #c063
 def parse_network(
     name:str,  # NAME or NAME-wWIDTH; "auto" is a name
@@ -189,6 +199,32 @@ def parse_network(
     if base == "auto": base = "ConvNetD3" if spec.size <= 32 else "ConvNetD4" if spec.size <= 64 else "ConvNetD5"
     if base not in network: raise unknown_name("network", base, [*network, "auto"])
     return network[base], {"width": int(width)} if width else {}
+
+# %% ../nbs/foundations/03_networks.ipynb #c904
+class Subsampled(nn.Conv2d):
+    "A 1 x 1 convolution with a stride that picks its pixels first, on a CPU"
+    def forward(self, x):
+        if x.device.type != "cpu": return super().forward(x)
+        down, across = self.stride
+        picked = x[..., ::down, ::across]
+        return nn.functional.conv2d(picked, self.weight, self.bias)
+
+# %% ../nbs/foundations/03_networks.ipynb #c907
+def unsafe_convolution(
+    module:nn.Module,
+) -> bool:
+    "Whether PyTorch may corrupt memory in the gradient of this layer's weights, with the channels last on a CPU"
+    if type(module) is not nn.Conv2d: return False
+    strided_point = module.kernel_size == (1, 1) and module.stride != (1, 1)
+    return strided_point and module.padding in ((0, 0), "valid") and module.groups == 1 and module.in_channels < 16
+
+def _replace_unsafe(
+    body:nn.Module,  # Changed in place
+) -> nn.Module:
+    "A network without unsafe convolutions, with the same names and weights"
+    for module in body.modules():
+        if unsafe_convolution(module): module.__class__ = Subsampled   # the same layer with another `forward`
+    return body
 
 # %% ../nbs/foundations/03_networks.ipynb #c067
 def make_network(
@@ -211,7 +247,18 @@ def make_network(
     label = f.__name__ + (name[name.rindex("-w"):] if width else "")
     device = pick_device(device)
     layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
-    return Network(Normalise(spec.mean, spec.std), body, label, spec).to(device, memory_format=layout)
+    return Network(Normalise(spec.mean, spec.std), _replace_unsafe(body), label, spec).to(device, memory_format=layout)
+
+# %% ../nbs/foundations/03_networks.ipynb #c913
+@functools.cache
+def network_revision(
+    name:str,  # Of the network, as in `make_network`
+    spec,      # `Spec` of the data
+) -> int:      # None for networks whose numbers never changed
+    "Which version of a network's numbers this is"
+    net = make_network(name, spec, device="meta")
+    changed = any(isinstance(m, Subsampled) for m in net.modules())
+    return 2 if changed else None
 
 # %% ../nbs/foundations/03_networks.ipynb #c075
 @functools.cache
@@ -238,17 +285,74 @@ def worth_compiling(
     return device in SPEED and forward_flops(net.name, net.spec) * passes > 60 * SPEED[device]
 
 # %% ../nbs/foundations/03_networks.ipynb #c080
-class NotCompiled(UserWarning): "There is no C++ compiler: everything runs, more slowly"
+class NotCompiled(UserWarning): "Nothing can be compiled here: everything runs, more slowly"
 
 def cpp_compiler():  # None where there is none
     "Name of the C++ compiler, for `torch.compile` and for us"
     return next((name for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name and shutil.which(name)), None)
 
-def compiled_static(f):
-    "`f`, compiled anew for every shape it meets; `f` itself, with a warning, where there is no compiler"
-    if not cpp_compiler():
-        warnings.warn("no C++ compiler was found (g++ or clang++): this runs without torch.compile, up to three times slower", NotCompiled, stacklevel=2)
-        return f
+# %% ../nbs/foundations/03_networks.ipynb #c916
+def _compile_something(
+    device:str,  # "cpu" or "cuda"
+):
+    "Let `torch.compile` compile a tiny function; raises what it raises"
+    from torch._inductor import config
+    from torch._inductor.codecache import cache_dir
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+    pick_vec_isa()   # which vectors the processor has is looked up once, in the usual folder
+    with tempfile.TemporaryDirectory(dir=cache_dir(), ignore_cleanup_errors=True) as folder:
+        with _environment("TORCHINDUCTOR_CACHE_DIR", folder), config.patch(cpp_cache_precompile_headers=False):
+            tiny = torch.compile(lambda x: x.cos() + 1, dynamic=False)
+            tiny(torch.ones(8, device=device))
+
+@contextmanager
+def _environment(name, value):
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try: yield
+    finally:
+        if before is None: del os.environ[name]
+        else: os.environ[name] = before
+
+# %% ../nbs/foundations/03_networks.ipynb #c918
+def compiler_error(
+    text:str,    # What was raised or printed
+) -> str:
+    "The line that says why a compiler failed"
+    printed = text.split("Output:")[-1]   # PyTorch puts the command before it
+    lines = [line.strip() for line in printed.splitlines() if line.strip()]
+    telling = [line for line in lines if "error" in line.lower() or "cannot" in line]
+    return (telling + lines + ["no reason was given"])[0][:300]
+
+# %% ../nbs/foundations/03_networks.ipynb #c920
+@functools.cache
+def compiler_trouble(
+    compiler:str,      # As `cpp_compiler` says
+    device:str="cpu",  # Type of the device that the compiled code is for
+) -> str:              # Empty where compiling works
+    "Why `torch.compile` does not work here, found out once in a process"
+    if not compiler: return "no C++ compiler was found (g++ or clang++)"
+    try: _compile_something(device)
+    except Exception as error: return compiler_error(str(error))
+    return ""
+
+def can_compile(
+    device="cpu",
+) -> bool:
+    "Whether `torch.compile` works; where it does not, a warning says why"
+    trouble = compiler_trouble(cpp_compiler(), torch.device(device).type)
+    if trouble:
+        message = f"torch.compile does not work here ({trouble}): this runs without it, up to three times slower"
+        warnings.warn(message, NotCompiled, stacklevel=3)
+    return not trouble
+
+# %% ../nbs/foundations/03_networks.ipynb #c921
+def compiled_static(
+    f,             # A function of tensors
+    device="cpu",  # Where they are
+):
+    "`f`, compiled anew for every shape it meets; `f` itself, with a warning, where nothing can be compiled"
+    if not can_compile(device): return f
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)   # usually 8 shapes, then it gives up
     return torch.compile(f, dynamic=False)
 
@@ -258,4 +362,5 @@ def compiled(
     passes:int,  # Images that go forward through `net`; a backward pass counts as two more
 ):
     "`f`, compiled where that saves time"
-    return compiled_static(f) if worth_compiling(net, passes) else f
+    if not worth_compiling(net, passes): return f
+    return compiled_static(f, next(net.parameters()).device)

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from .convolution import filter_transform, lighter, usual
 from .core import InputError
-from .networks import ConvNet, Network, NotCompiled, compiled_static, cpp_compiler
+from .networks import ConvNet, Network, NotCompiled, can_compile, compiled_static, compiler_error, cpp_compiler
+from .train import float_types
 
 # %% ../nbs/foundations/09_sweep.ipynb #c007
 VECTORS = r"""
@@ -191,21 +192,26 @@ ARGUMENTS = {"direct": "tttftt" + "i" * 7, "to_points": "tt" + "i" * 5, "from_po
 @functools.cache
 def kernels():  # None where they cannot be built
     "The functions of this page, compiled for this processor"
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        source, built = Path(folder)/"sweep.cpp", Path(folder)/"sweep.so"
-        source.write_text("\n".join(["#include <omp.h>", VECTORS, FINISH, DIRECT, POINTS, BACK, GRADIENT]))
-        try:
-            if not cpp_compiler(): raise OSError("no C++ compiler was found (g++ or clang++)")
-            subprocess.run([cpp_compiler(), "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", source, "-o", built], check=True, capture_output=True, text=True)
-            library = ctypes.CDLL(str(built))
-        except (OSError, subprocess.CalledProcessError) as e:
-            said = getattr(e, "stderr", "") or str(e)
-            why = next((line for line in said.splitlines() if "error" in line), said).strip()
-            warnings.warn(f"the C++ for long attacks could not be built ({why[:300]}): on a CPU they go on, more slowly", NotCompiled, stacklevel=2)
-            return None
+    try: library = _build()
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = compiler_error(getattr(error, "stderr", None) or str(error))
+        warnings.warn(f"the C++ for long attacks could not be built ({reason}): on a CPU they go on, more slowly", NotCompiled, stacklevel=2)
+        return None
     kinds = {"t": ctypes.c_void_p, "f": ctypes.c_float, "i": ctypes.c_ssize_t}
     for name, letters in ARGUMENTS.items(): getattr(library, name).argtypes = [kinds[c] for c in letters]
     return library
+
+def _build():
+    "Compile and load; raises where that cannot be done"
+    compiler = cpp_compiler()
+    if not compiler: raise OSError("no C++ compiler was found (g++ or clang++)")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        source = Path(folder)/"sweep.cpp"
+        built = Path(folder)/"sweep.so"
+        source.write_text("\n".join(["#include <omp.h>", VECTORS, FINISH, DIRECT, POINTS, BACK, GRADIENT]))
+        command = [compiler, "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", source, "-o", built]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        return ctypes.CDLL(str(built))
 
 def _call(name, *arguments):
     "A kernel, on tensors and numbers, with as many threads as PyTorch has"
@@ -280,6 +286,7 @@ class Swept(nn.Module):
         self.net = copy.deepcopy(net).requires_grad_(False)
         layers = [*self.net.body.features]
         self.net.body.features = nn.Sequential(*(Block(*layers[i:i + 4]) for i in range(0, len(layers), 4)))
+        self.train(net.training)
     def forward(self, x):
         few = max(PIXELS // (x.shape[2] * x.shape[3]), torch.get_num_threads())
         return torch.cat([self.net(part) for part in x.split(few)])
@@ -288,8 +295,10 @@ def sweeps(
     net,
     device,
 ) -> bool:
-    "Whether all blocks of a network can be swept: a ConvNet on a CPU, with the paper's layers, and sides that can be halved as often"
-    if torch.device(device).type != "cpu" or not cpp_compiler() or not (isinstance(net, Network) and isinstance(net.body, ConvNet) and net.spec is not None): return False
+    "Whether all blocks of a network can be swept: a ConvNet of float32 on a CPU, with the paper's layers, and sides that can be halved as often"
+    if torch.device(device).type != "cpu" or not cpp_compiler(): return False
+    if type(net) is not Network or type(net.body) is not ConvNet or net.spec is None: return False
+    if float_types(net) != [torch.float32]: return False
     layers = [*net.body.features]
     blocks = [layers[i:i + 4] for i in range(0, len(layers), 4)]
     return all(map(fits, blocks)) and net.spec.size % 8 == 0 and net.spec.size % (2 * 2 ** len(blocks)) == 0
@@ -300,4 +309,6 @@ def quickest(
 ):
     "The network as it answers fastest when it is asked many times: swept, or compiled, on a CPU with fewer multiplications"
     if sweeps(net, device) and kernels(): return Swept(net)
-    return compiled_static(lighter(net) if torch.device(device).type == "cpu" and cpp_compiler() else net)
+    if not can_compile(device): return net
+    on_cpu = torch.device(device).type == "cpu"
+    return compiled_static(lighter(net) if on_cpu else net, device)

@@ -12,10 +12,11 @@ from torch import nn
 from ddrobust_nb.attacks import apgd as apgd_module, autoattack as aa, cw as cw_module, fab as fab_module, square as square_module, fgsm as fgsm_module, pgd as pgd_module  # noqa: F401 (they fill the registry)
 from ddrobust_nb.attacks.checks import model_checks
 from ddrobust_nb.attacks.cw import margin_loss
+from ddrobust_nb.attacks.robustness import evaluate, run_threats
 from ddrobust_nb.attacks.threat import (PARTS, PRESETS, Threat, attack, attack_chunks, attack_images, attack_together, at_eps, parse_threats, threat_list, together,
                                         unit_noise, untouched)
 from ddrobust_nb.core import InputError, generator
-from ddrobust_nb.data import as_pixels, load_data, specs, test_subset as subset
+from ddrobust_nb.data import Spec, as_pixels, load_data, make_data, specs, test_subset as subset
 from ddrobust_nb.networks import ConvNet, Normalise, make_network
 
 OURS = ("uniform", "fgsm", "pgd", "cw")
@@ -280,6 +281,76 @@ def test_edges(name):
     assert attack_images(net, strided, y.to(torch.uint8), quick(name)).flags.shape == y.shape
     wide = nn.Sequential(nn.AdaptiveAvgPool2d(12), net).eval()
     assert attack_images(wide, torch.nn.functional.interpolate(x, (12, 20)), y, quick(name)).images.shape == (9, 1, 12, 20)
+
+
+def ordered(right, each=4):
+    "Images in batches of which all or none are classified right"
+    net, x, _ = world(n=each * len(right), classes=4)
+    there = torch.tensor(right).repeat_interleave(each)
+    with torch.no_grad(): answers = net(x).argmax(1)
+    return net, x, torch.where(there, answers, (answers + 1) % 4), there
+
+
+@pytest.mark.parametrize("name, right", [*((name, right) for name in (*OURS, "apgd-ce", "fab-t") for right in ((False, True), (True, False), (False, True, False), (False, False))),
+                                         *((name, (False, True)) for name in ("apgd-t", "square", "autoattack"))])
+def test_a_batch_without_a_right_image(name, right):
+    "As in a test set in the order of its classes: no flag is lost, and what is told of the iterates is told of all"
+    net, x, y, there = ordered(right)
+    out = attack_images(net, x, y, quick(name, "1/255"), batch=4)
+    whole = attack_images(net, x, y, quick(name, "1/255"), batch=64)
+    assert torch.equal(out.flags, whole.flags) and not out.flags[~there].any()
+    assert (out.always is not None) == (name in ("pgd", "cw"))
+    if out.always is not None: assert torch.equal(out.always, whole.always) and not out.always[~there].any() and out.always.any() == any(right)
+    healed = attack_images(net, x, y, quick(name, "0/255"), batch=4, healed=True)
+    assert torch.equal(healed.flags, there) and (healed.always is None or torch.equal(healed.always, there))
+    assert torch.equal(attack_images(net, x, y, quick(name, "1/255"), batch=4, right=there).flags, out.flags), "what is right is known"
+
+
+@pytest.mark.parametrize("public", (attack["pgd"], attack["cw"], attack["fgsm"]))
+@pytest.mark.parametrize("right", ((False, True), (True, False), (False, False)))
+def test_public_functions_on_images_in_the_order_of_their_classes(public, right):
+    "With the batch that they choose by themselves; library attacks have the same one"
+    net, x, y, there = ordered(right, each=128)
+    threat = Threat(public.registered, "0/255")
+    assert torch.equal(public(net, x, y, threat), there)
+    assert torch.equal(attack_images(net, x, y, Threat("ta:PGD", "0/255", 2)).flags, there)
+    assert attack_images(net, x[:0], y[:0], threat).always is None or attack_images(net, x[:0], y[:0], threat).always.shape == (0,)
+
+
+def test_what_tells_says_so_of_every_chunk_and_of_none():
+    net, x, y, there = ordered((False, True))
+    for name in ("pgd", "cw"):
+        chunks = [outs[0].always.tolist() for _, outs in attack_chunks(net, x, y, Threat(name, "0/255"), batch=4)]
+        assert chunks == [[False] * 4, [True] * 4]
+        [nothing] = run_threats(net, x, y, torch.arange(0), [Threat(name)], device="cpu")
+        assert nothing.flags.shape == nothing.always.shape == (0,)
+
+
+@pytest.mark.parametrize("right", ((False, True), (True, False), (False, False)))
+@pytest.mark.parametrize("declared", (False, True))
+def test_any_attack_that_tells(right, declared):
+    "Declared or not; only where nothing at all was attacked, an attack that is not declared has told nothing"
+    @attack.named("telling", sharing="steps", tells=declared)
+    def telling(model, x, y, threats):
+        for _ in threats: yield x, torch.arange(len(x)) % 2 == 0
+
+    net, x, y, there = ordered(right)
+    try: outs = attack_together(net, x, y, [Threat("telling", "1/255", steps) for steps in (1, 2)], batch=4)
+    finally: del attack["telling"]
+    for out in outs:
+        assert torch.equal(out.flags, there)
+        if declared or any(right): assert torch.equal(out.always, there & (torch.arange(8) % 2 == 0))
+        else: assert out.always is None
+
+
+@pytest.mark.parametrize("right", ((False, True), (True, False), (False, False)))
+def test_evaluate_on_images_in_the_order_of_their_classes(right):
+    net, x, y, there = ordered(right, each=128)
+    spec = Spec("ordered", 4, 12, 1, (0.5,), (0.25,))
+    data = make_data(spec, x[:4], torch.arange(4), (x * 255).round().byte(), y)
+    with torch.no_grad(): there = net(as_pixels(data.test_images)).argmax(1) == y
+    for e in evaluate(net, data, parse_threats("pgd@0/255@2,cw@0/255@2,fgsm@0/255"), device="cpu"):
+        assert torch.equal(e.flags, there) and (e.threat.attack == "fgsm" or torch.equal(e.always, there))
 
 
 @pytest.mark.parametrize("classes", (2, 3, 4))

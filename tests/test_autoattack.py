@@ -197,7 +197,7 @@ def test_square_never_asks_about_no_image():
     class Picky(nn.Module):
         def forward(self, x): return net(x.view(len(x), -1).view_as(x))
     keep = square_search(net, x, y, 1 / 255, 60, False, torch.zeros(len(x), 3, 1, 12).bool(), lambda ids: own_luck(0, ids.tolist(), 60, 3))[1].logical_not().nonzero()[:1, 0]
-    _, broken, had = square_search(Picky(), x[keep], y[keep], 1 / 255, 400, False, torch.zeros(1, 3, 1, 12).bool(), lambda ids: own_luck(0, keep[ids].tolist(), 400, 3))
+    _, broken, had = square_search(Picky().eval(), x[keep], y[keep], 1 / 255, 400, False, torch.zeros(1, 3, 1, 12).bool(), lambda ids: own_luck(0, keep[ids].tolist(), 400, 3))
     assert broken.any() or had.item() == 401
 
 

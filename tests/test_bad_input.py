@@ -20,7 +20,7 @@ from ddrobust_nb.distilled import distiller, save_set
 from ddrobust_nb.networks import make_network
 from ddrobust_nb.results import cell as cell_module
 from ddrobust_nb.results.cell import PARAMETERS, distil_cell, plan_cell, run_stages, write_out
-from ddrobust_nb.results.report import read_results
+from ddrobust_nb.results.rows import read_results
 from ddrobust_nb.results.store import DamagedArtefact, Store, cached, write_artefact
 from ddrobust_nb.train import Recipe, fit
 

@@ -9,9 +9,9 @@ import ddrobust_nb.distillers
 from ddrobust_nb.augment import strategy_for
 from ddrobust_nb.core import InputError, derive_seed
 from ddrobust_nb.data import as_pixels, specs
-from ddrobust_nb.distilled import balanced, distiller, hard_labels, load_set, own_options, random, save_set
+from ddrobust_nb.distilled import balanced, distiller, embed, hard_labels, load_set, own_options, random, save_set
 from ddrobust_nb.distillers.dc import real_batch, start_images
-from ddrobust_nb.distillers.dm import _dm_step, dm, dm_loss
+from ddrobust_nb.distillers.dm import PIECE, _dm_step, dm, dm_loss
 from ddrobust_nb.distillers.dsa import augment_pair
 from ddrobust_nb.networks import ConvNet, make_network
 from ddrobust_nb.protocols import PRESETS
@@ -224,6 +224,68 @@ def test_loss_is_zero_where_there_is_nothing_to_learn(data):
     twice = real.repeat(1, 2, 1, 1, 1)                                     # the mean counts, not the number of images
     torch.testing.assert_close(dm_loss(body, twice, real), torch.tensor(0.0), atol=1e-9, rtol=0)
     assert dm_loss(body, real, syn) > 0
+
+
+# ---- batch norm: all real images in one pass
+
+def with_batch_norm(kind, spec):
+    "A body in training mode whose batch norm uses the batch"
+    if kind == "resnet": return make_network("ResNet18-w4", spec).body
+    body = make_network(NETWORK, spec, norm="batch").body
+    if kind == "one layer": body.eval().features[5].train()
+    if kind == "no running statistics":
+        for i in (1, 5, 9): body.features[i] = torch.nn.BatchNorm2d(8, track_running_stats=False).eval()
+    return body
+
+
+@pytest.mark.parametrize("kind", ["convnet", "resnet", "one layer", "no running statistics"])
+@pytest.mark.parametrize("n", [1, 43, 50])                                  # 3, 129 and 150 images; 128 make a piece
+def test_batch_norm_sees_all_images_at_once(kind, n, data):
+    body, (real, syn) = with_batch_norm(kind, data.spec).requires_grad_(False), pair(n=n)
+    unequal = dm_loss(body, real, syn)
+    assert unequal > 0 and dm_loss(body, real, real.clone()) < 1e-6 * unequal
+    with torch.no_grad(): a, b = (body.embed(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1) for x in (real, syn))   # the formula, each set in one pass
+    torch.testing.assert_close(unequal, (a - b).pow(2).sum(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(dm_loss(body, real.flip(0), syn.flip(0)), unequal, rtol=1e-4, atol=0)
+
+
+def test_with_batch_norm_the_size_of_a_piece_does_not_matter_and_nothing_moves(data, monkeypatch):
+    body, (real, syn) = with_batch_norm("resnet", data.spec), pair(n=11)
+    before, syn = {k: v.clone() for k, v in body.state_dict().items()}, syn.requires_grad_()
+    losses = []
+    for size in (1, 7, 128):
+        monkeypatch.setitem(PIECE, "cpu", size)
+        losses.append(dm_loss(body, real, syn))
+    assert len({l.item() for l in losses}) == 1
+    losses[-1].backward()
+    assert syn.grad.abs().sum() > 0 and all(torch.equal(v, before[k]) for k, v in body.state_dict().items())
+
+
+@pytest.mark.parametrize("network", [NETWORK, "ResNet18GN-w16", "frozen"])
+def test_pieces_stay_where_images_are_treated_alone(network, data, monkeypatch):
+    body = with_batch_norm("resnet", data.spec).eval() if network == "frozen" else make_network(network, data.spec).body
+    (real, syn), seen = pair(n=50), []
+    body.conv1.register_forward_hook(lambda m, x, y: seen.append(len(x[0]))) if hasattr(body, "conv1") else body.features[0].register_forward_hook(lambda m, x, y: seen.append(len(x[0])))
+    loss = dm_loss(body, real, syn)
+    assert seen == [128, 22, 6]
+    with torch.no_grad(): target = torch.cat([body.embed(x) for x in real.flatten(0, 1).split(128)]).unflatten(0, (3, 50)).mean(1)
+    assert loss == (body.embed(syn.flatten(0, 1)).unflatten(0, (3, 2)).mean(1) - target).pow(2).sum()
+
+
+def test_only_what_changed_has_a_revision():
+    data = tiny_data(size=16)
+    def config(method, **options): return distil(method, data, **options).config
+    assert config("dm", network="ResNet18-w16", iterations=0)["revision"] == 2 and "revision" not in config("dm")
+    assert config("dc", network="ResNet18GN-w4", iterations=0)["revision"] == 2
+    for method, network in (("dc", "ResNet18GN-w16"), ("dm", "ResNet18GN-w16"), ("random", "ResNet18-w4"), ("kmeans", "ResNet18-w4")):
+        assert "revision" not in config(method, network=network, **({"iterations": 0} if method in ("dc", "dm") else {})), method
+    assert dm.revision(data, "ResNet18-w8", {}) == distiller["herding"].revision(data, "ResNet18-w8", {}) == 2
+
+
+def test_features_are_not_taken_in_several_passes_where_batch_norm_would_notice(data):
+    net = make_network("ResNet18-w4", data.spec)
+    with pytest.raises(InputError, match="call net.eval"): embed(net.train(), data.train_images, "cpu")
+    assert torch.equal(embed(net.eval(), data.train_images, "cpu", batch=39)[:2], embed(net, data.train_images[:2], "cpu"))
 
 
 def test_no_gradient_reaches_the_real_images(data):

@@ -1,7 +1,7 @@
 "Ours beside the paper's: what may stand there, what must not, and the files of the analysis pages."
 import json
 import statistics
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -15,7 +15,7 @@ from ddrobust_nb.core import InputError
 from ddrobust_nb.results.figures import (FIGURES, MARKS, STYLES, beside_paper, compared, draw_table, drop_rates, files_of, find_rows, keep_figure, keep_table, kind_of, notes_on, page_rows,
                                          plot_drop_rates, setting_label, told, wide)
 from ddrobust_nb.results.paper import DATASETS, METHODS, paper_drop_rates, paper_table
-from ddrobust_nb.results.report import Result, write_results
+from ddrobust_nb.results.rows import Result, write_results
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "nbs" / "analysis").glob("*.ipynb"))
@@ -26,7 +26,7 @@ def row(**more):
     "A result row: DM, CIFAR-10, one image per class, under PGD as in Table I, protocol paper"
     plain = dict(dataset="cifar10", method="dm", ipc=1, set_seed=0, set_key="s", distill_network="ConvNetD3", network="ConvNetD3", seed=0, best=False, protocol="paper", select="best_test",
                  attack="pgd", preset="", norm="Linf", eps="2/255", eps_255=2.0, steps=10, alpha="2/255", n_clean=10_000, clean=0.28, clean_n=0.28, n=10_000, robust=0.2, drop_rate=None, warnings=())
-    plain = dict.fromkeys((f.name for f in fields(Result)), None) | plain | {"backend": ""} | more
+    plain = dict.fromkeys(f.name for f in fields(Result) if f.default is MISSING) | plain | {"backend": ""} | more
     plain["drop_rate"] = (plain["clean_n"] - plain["robust"]) / plain["clean_n"] if plain["robust"] is not None else None
     return Result(**plain | {"key": more.get("key", repr(sorted(more.items(), key=str)))})
 

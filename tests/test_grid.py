@@ -8,12 +8,13 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from dataclasses import asdict, replace
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import pytest
+from PIL import Image
 
 from ddrobust_nb.core import InputError
 from ddrobust_nb.grid.command import array_script, command, run_listed
@@ -22,9 +23,12 @@ from ddrobust_nb.grid.leaderboard import check_submission, standings
 from ddrobust_nb.grid.plan import GRIDS, combine, plan_grid
 from ddrobust_nb.grid.run import Machines, is_done, rows_whole, run_grid, shared_work
 from ddrobust_nb.grid.status import DamagedRows, export_rows, garbage, in_latex, is_locked, remove_garbage, rows_of_cells, rows_of_plan, rows_of_store, state_of, status
+from ddrobust_nb.results.cell import baseline_cell, run_stages, write_out
 from ddrobust_nb.results.figures import cell_text, find_rows
+from ddrobust_nb.results.lines import lines_of
 from ddrobust_nb.results.paper import paper_results, paper_table
-from ddrobust_nb.results.report import read_results, table, write_results
+from ddrobust_nb.results.report import table
+from ddrobust_nb.results.rows import Result, digest_of, normal_recipe, read_results, write_results
 from ddrobust_nb.results.store import alone, write_json
 
 ROOT = Path(__file__).parent.parent
@@ -476,20 +480,85 @@ def test_rows_come_out_as_they_went_in(undisturbed, tmp_path):
 def test_random_images_trained_in_two_ways_are_not_averaged(tmp_path):
     "DC's students see no augmentation: the random images beside it are another experiment than those beside DM and DSA"
     given = [r for r in read_results(ROOT / "nbs" / "sets" / "cifar10-random-ipc1") if r.set_seed == 0 and r.attack == "pgd"]
-    other = [replace(r, key=f"other {r.key}", clean=r.clean / 2, robust=r.robust / 2) for r in given]
+    plain = given[0].recipe | dict(augment="")
+    other = [replace(r, key=f"other {r.key}", model_key=f"other {r.seed}", recipe=plain, recipe_digest=digest_of(normal_recipe(plain)), clean=r.clean / 2, robust=r.robust / 2) for r in given]
     for name, beside in (("dm", given), ("dsa", given), ("dc", other)):
         (tmp_path / name).mkdir()
-        write_results([replace(r, method=name, key=f"{name} {r.key}") for r in given] + beside, tmp_path / name)
-    both = rows_of_cells([tmp_path / n for n in ("dm", "dsa")])
-    assert {r.method for r in both} == {"dm", "dsa", "random"} and len(both) == 3 * len(given)
+        write_results([replace(r, method=name, key=f"{name} {r.key}", model_key=f"{name} {r.seed}") for r in given] + beside, tmp_path / name)
+    students = len({r.seed for r in given})
+    both = table(rows_of_cells([tmp_path / n for n in ("dm", "dsa")]))
+    assert "training" not in both and both.query("method == 'random' and attack == 'clean'")["models"].tolist() == [students]
     rows = rows_of_cells([tmp_path / n for n in ("dm", "dsa", "dc")])
-    assert {r.method for r in rows} == {"dm", "dsa", "dc", "random (as dm, dsa)", "random (as dc)"} and len(rows) == 5 * len(given)
-    lines = table(rows).query("attack != 'clean'").groupby("method")["models"]
-    assert set(lines.first()) == {len({r.seed for r in given})}
-    assert len(standings(rows)) == 5 * len({(r.eps, r.attack) for r in given})
-    (tmp_path / "random").mkdir()
-    write_results(given, tmp_path / "random")                    # a cell of its own: its rows keep their name
-    assert {r.method for r in rows_of_cells([tmp_path / n for n in ("dm", "dc", "random")])} == {"dm", "dc", "random", "random (as dc)"}
+    lines = table(rows).query("attack == 'clean'")
+    assert set(lines["models"]) == {students} and lines["method"].tolist().count("random") == 2 and len(lines) == 5
+    assert set(lines[lines["method"] == "random"]["training"]) == {"augment none", "augment color_crop_cutout_flip_scale_rotate"}
+    board = standings(rows)
+    assert len(board) == 5 * len({(r.eps, r.attack) for r in given}) and board["condition"].nunique() == len({(r.eps, r.attack) for r in given})
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    "One store with cells that differ in one thing each, run with three epochs and made into finished cells: the plan, and what `ddrobust table` prints of it"
+    place = tmp_path_factory.mktemp("many")
+    for top, colour in (("a", 40), ("b", 200)):                       # two folders of one name
+        for split, n in (("train", 3), ("test", 3)):
+            for c in range(4):
+                folder = place / top / "photos" / split / f"class{c}"
+                folder.mkdir(parents=True)
+                for i in range(n): Image.new("RGB", (32, 32), (colour + 10 * i, 60 * c, 20 * i)).save(folder / f"{i}.png")
+    tiny = dict(TINY, attacks="fgsm@8/255")
+    random = dict(tiny, method="random", ipc=1)
+    blocks = [random, random, dict(random, n_test=30), dict(random, protocol="full"), dict(random, seed=1),
+              dict(tiny, method="dm", ipc=1, options={"iterations": 2, "batch_real": 4}), dict(tiny, method="dm", ipc=1, options={"iterations": 3, "batch_real": 4}),
+              *(dict(random, dataset=f"folder:{place}/{top}/photos", n_test=12) for top in "ab")]
+    plan = plan_grid(blocks, store=place / "store", device="cpu")
+    for c in plan.cells:
+        cell = replace(c.cell, recipe=replace(c.cell.recipe, epochs=3, check_every=3))
+        write_out(*(run_stages(one) for one in (cell, baseline_cell(cell)) if one))
+        (c.out / "run_cell.ipynb").write_text("{}")
+    return plan, blocks, place / "store"
+
+
+def test_every_experiment_of_a_grid_has_a_line_of_its_own(many, capsys):
+    "Two datasets, a swept option, a swept n_test, two protocols, two folders of one name, a repeated block and a second seed"
+    plan, blocks, store = many
+    assert len(plan.cells) == 8                                        # the repeated block is one cell
+    rows = rows_of_plan(plan)
+    assert command(["table", json.dumps(blocks), "--store", str(store), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    t = table(rows)
+    clean = t[t["attack"] == "clean"]
+    described = [tuple(line) for line in clean[["method", "dataset", "data", "protocol", "options"]].itertuples(index=False)]
+    assert len(set(described)) == len(clean) == 6, "a line per experiment, each told from the others"
+    digits = clean[(clean["dataset"] == "digits") & (clean["method"] == "random")]
+    assert sorted(zip(digits["protocol"], digits["models"])) == [("full", 1), ("quick", 2)], "seeds 0 and 1 are two models; the rows beside dm and those of n_test 30 add none"
+    assert sorted(t[(t["method"] == "random") & (t["protocol"] == "quick") & (t["dataset"] == "digits") & (t["attack"] == "FGSM")]["images"]) == [20, 30]
+    assert sorted(clean[clean["method"] == "dm"]["options"]) == ["iterations 2", "iterations 3"]
+    folders = clean[clean["dataset"].str.startswith("folder:")]
+    assert folders["data"].nunique() == 2 == len(folders)
+    for text in ("iterations 2", "iterations 3", "full", "quick", *folders["data"]): assert text in said
+
+
+def test_no_number_of_a_grid_is_a_mean_over_experiments(many):
+    rows = rows_of_plan(many[0])
+    for line in lines_of(rows):
+        mine = [r for r in rows if r.model_key in set(line.all("model_key")) and r.data_fingerprint == line["data_fingerprint"] and r.protocol == line["protocol"]]
+        assert len({(r.dataset, r.data_fingerprint, r.method, r.protocol, r.options_digest, r.recipe_digest) for r in mine}) == 1
+        assert line.values == [getattr(next(r for r in mine if r.model_key == k and (line.clean or (r.attack, r.n) == (line["attack"], line["n"]))), line.column) for k in line.all("model_key")]
+
+
+def test_running_a_cell_again_joins_its_old_rows(many, tmp_path):
+    "The same cell, its rows once as the first format had them and once as they are now: one line, no model more"
+    c = many[0].cells[5]
+    shutil.copytree(c.out, tmp_path / "old")
+    new = read_results(c.out)
+    gone = {f.name for f in fields(Result) if f.default is not MISSING} - {"backend"}
+    first = [{n: v for n, v in asdict(r).items() if n not in gone} | dict(any_iterate=r.worst_iterate, carry=r.carry_over_eps, distill_network=r.distill_network or "ConvNetD3-w8") for r in new]
+    (tmp_path / "old" / "results.json").write_text(json.dumps(first))
+    old = read_results(tmp_path / "old")
+    assert {r.method for r in old} == {"dm", "random"} and all(r.flags == "" for r in old)
+    assert [(line.models, line.values) for line in lines_of(old + new)] == [(line.models, line.values) for line in lines_of(new)]
+    assert [(line.models, line.values) for line in lines_of(old)] == [(line.models, line.values) for line in lines_of(new)]
 
 
 def test_only_equal_conditions_share_a_place(undisturbed):
@@ -512,3 +581,15 @@ def test_a_submission_is_checked(undisturbed, tmp_path):
     assert "no share of 20 images" in " ".join(submit([replace(rows[0], robust=0.123)]))
     assert "drop_rate is" in submit([replace(rows[0], drop_rate=0.987)])[0]
     assert "holds no rows" in submit([])[0]
+    assert "`strength` says" in submit([replace(rows[0], warnings=("strength",))])[0]
+    assert submit([replace(rows[0], warnings=("saturation",))]) == []
+
+
+@pytest.mark.parametrize("what", [dict(ipc=[1]), dict(steps="x"), dict(preset=None), dict(n=1e19), dict(drop_rate="0.5"), dict(set_seed={}), dict(n=0), dict(n=-3), dict(ipc=0), dict(robust="1"), dict(clean=2.0), dict(data_fingerprint=None),
+                                  dict(warnings=3), dict(versions=7), dict(n=10**400), dict(alpha=[]), dict(norm=5), dict(commit={}), dict(clean_n=-0.5), dict(unknown_field=1)])
+def test_a_strange_submission_is_answered_in_sentences(undisturbed, tmp_path, what):
+    row = asdict(next(r for r in rows_of_store(undisturbed[0]) if r.method == "dm"))
+    write_json(tmp_path / "card.json", dict(method="dm", authors="A. Body", source="https://example.org"))
+    (tmp_path / "results.json").write_text(json.dumps([row | what]))
+    wrong = check_submission(tmp_path)
+    assert (wrong or what == dict(preset=None)) and all("\n" not in w for w in wrong)

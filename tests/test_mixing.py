@@ -19,7 +19,8 @@ from ddrobust_nb.distilled import DistilledSet, random, save_set
 from ddrobust_nb.mixing import MIX_VERSION, card_augment, control, mix, mixed_in, mixed_index, mixing_recipe, share, show_batch
 from ddrobust_nb.networks import Normalise, make_network
 from ddrobust_nb.results.mixing import PARAMETERS, mix_one, mixed_sets, mixing_rows, mixing_table, paper_mixing, plan_mixing, plot_differences
-from ddrobust_nb.results.report import Result, read_results, table
+from ddrobust_nb.results.report import table
+from ddrobust_nb.results.rows import Result, read_results
 from ddrobust_nb.train import Recipe, batches, fit, weights
 from test_device import waits
 from test_run_cell import NBS, cells, command, environment, finished, source, tagged

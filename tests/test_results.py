@@ -14,11 +14,14 @@ from ddrobust_nb.core import InputError, generator
 from ddrobust_nb.data import as_pixels, dataset, make_data, specs
 from ddrobust_nb.distilled import load_set
 from ddrobust_nb.results.cell import baseline_cell, plan_cell, published, run_stages, summary, write_out
-from ddrobust_nb.results.report import Result, check_table, footnotes, frame, main, paper_text, read_results, spread, table, write_results
+from ddrobust_nb.results.report import check_table, footnotes, main, paper_text, spread, table
+from ddrobust_nb.results.rows import Result, frame, read_results, write_results
 from tiny import NETWORK, measured, same_results, tiny_cell, tiny_data
 
 FIELDS = """dataset method ipc set_seed set_key distill_network network seed best protocol select attack preset norm eps eps_255 steps alpha n_clean clean clean_last
-clean_best n clean_n robust drop_rate gradients forwards seconds peak_mb device versions commit data_fingerprint warnings key backend any_iterate carry""".split()
+clean_best n clean_n robust drop_rate gradients forwards seconds peak_mb device versions commit data_fingerprint warnings key backend worst_iterate carry_over_eps
+format model_key origin options options_digest recipe recipe_digest labels random_start training_way stages flags clean_flags index_digest eps_unit distances_digest
+distance_median source_model control_of adversarial corruption severity""".split()
 ROW = Result(dataset="digits", method="dm", ipc=1, set_seed=0, set_key="a" * 16, distill_network="ConvNetD3", network="ConvNetD3", seed=0, best=False, protocol="full", select="last",
              attack="fgsm", preset="", norm="Linf", eps="8/255", eps_255=8.0, steps=1, alpha=None, n_clean=500, clean=0.8, clean_last=0.8, clean_best=0.9, n=100, clean_n=0.8, robust=0.5,
              drop_rate=0.375, gradients=100, forwards=200, seconds=1.5, peak_mb=10.0, device="cpu", versions="demo 1", commit="", data_fingerprint="d" * 16, warnings=(), key="k")
@@ -100,7 +103,7 @@ def test_methods_do_not_mix():
 
 
 def test_eps_steps_and_presets_do_not_mix():
-    rows = three_models() + three_models(eps="4/255", eps_255=4.0) + three_models(attack="autoattack", preset="aa-quick", steps=None) + three_models(attack="autoattack", preset="aa-standard", steps=None)
+    rows = three_models() + three_models(eps="4/255", eps_255=4.0) + three_models(attack="autoattack", preset="aa-quick", steps=None, alpha=None) + three_models(attack="autoattack", preset="aa-standard", steps=None, alpha=None)
     t = table([*rows, *(replace(r, steps=5) for r in three_models() if r.attack == "pgd")])
     assert sorted(t["attack"]) == sorted(["clean", "FGSM", "PGD, 10 steps", "FGSM", "PGD, 10 steps", "AutoAttack [aa-quick, reduced]", "AutoAttack [aa-standard]", "PGD, 5 steps"])
 
@@ -111,7 +114,7 @@ def test_what_a_table_does_without():
     assert t.loc["FGSM", "accuracy %"] == "0.00" and t.loc["FGSM", "drop rate %"] == "–" and t.loc["clean", "models"] == 1
     nothing = table([replace(ROW, attack="none", preset="", norm="", eps="", eps_255=None, steps=None, robust=None, drop_rate=None, best=True)])
     assert list(nothing["attack"]) == ["clean"] and nothing["accuracy %"][0] == "80.00"
-    parts = three_models() + three_models(attack="square", preset="aa-quick", steps=None)
+    parts = three_models() + three_models(attack="square", preset="aa-quick", steps=None, alpha=None)
     assert len(table(parts, parts=False)) == 3 and len(table(parts)) == 4
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ddrobust_nb.results.cell import PARAMETERS, TEXT
-from ddrobust_nb.results.report import Result, read_results
+from ddrobust_nb.results.rows import Result, read_results
 
 NBS = Path(__file__).parent.parent / "nbs"
 NOTEBOOK = NBS / "run_cell.ipynb"

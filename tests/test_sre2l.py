@@ -347,3 +347,12 @@ def test_one_image_per_batch_and_batch_norm(data, part, teacher):
     with pytest.raises(InputError, match="leave a batch of one image"): fit(made(data, part), network=NETWORK, recipe=replace(STUDENT, batch=1), device="cpu", teacher=teacher)
     larger = tiny_data(size=32)
     fit(random(larger, 1), network=NETWORK, recipe=replace(STUDENT, epochs=1, batch=1), device="cpu")
+
+
+@pytest.mark.parametrize("batch", [1, 5])   # 6 images: the last batch has one
+def test_one_image_per_batch_and_a_teacher_that_asks_the_batch(batch, data, part, teacher):
+    "The student has no batch norm, its teacher labels with the statistics of the batch"
+    recipe = replace(STUDENT, batch=batch)
+    with pytest.raises(InputError, match="leave a batch of one image, which the batch norm of ResNet18-w8"):
+        fit(made(data, part, 2, teacher_bn="batch"), network="ConvNetD3-w8", recipe=recipe, device="cpu", teacher=teacher)
+    fit(made(data, part, 2), network="ConvNetD3-w8", recipe=recipe, device="cpu", teacher=teacher)

@@ -1,15 +1,16 @@
 "Networks in one sweep: the same logits and gradients as the layers they are made from, and only where they are meant."
 import copy
+import subprocess
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from ddrobust_nb import sweep
+from ddrobust_nb import networks, sweep
 from ddrobust_nb.attacks.queries import Counted
 from ddrobust_nb.core import generator
-from ddrobust_nb.networks import NotCompiled, cpp_compiler, make_network
+from ddrobust_nb.networks import NotCompiled, compiler_trouble, cpp_compiler, make_network
 from ddrobust_nb.sweep import Block, Swept, fits, kernels, quickest, sweeps
 
 pytestmark = pytest.mark.skipif(not cpp_compiler(), reason="no C++ compiler")
@@ -122,16 +123,35 @@ def test_no_gradient_of_a_gradient():
     with pytest.raises(RuntimeError, match="once_differentiable"): once.sum().backward()
 
 
-def test_a_compiler_that_fails_is_not_fatal(monkeypatch):
-    "It is said, and PyTorch's compiler takes the place"
+@pytest.fixture
+def fresh():
+    "Nothing is known yet about the compiler, and nothing is known afterwards"
+    kernels.cache_clear(), compiler_trouble.cache_clear()
+    yield
+    kernels.cache_clear(), compiler_trouble.cache_clear()
+
+
+def test_a_compiler_that_fails_is_not_fatal(monkeypatch, fresh):
+    "A warning says so, and PyTorch's compiler takes the place"
     monkeypatch.setattr(sweep, "VECTORS", "this is no C++")
-    kernels.cache_clear()
-    try:
-        with pytest.warns(NotCompiled, match="could not be built .*error.*on a CPU they go on, more slowly"): fast = quickest(make_network("ConvNetD3-w64", spec()).eval(), "cpu")
-        assert not isinstance(fast, Swept) and kernels() is None
-        block, x = Block(*four()), rand(1, 3, 8, 8)
-        assert torch.equal(block(x), block.layers(x))
-    finally: kernels.cache_clear()
+    monkeypatch.setattr(networks, "_compile_something", lambda device: None)
+    with pytest.warns(NotCompiled, match="could not be built .*error.*on a CPU they go on, more slowly"): fast = quickest(make_network("ConvNetD3-w64", spec()).eval(), "cpu")
+    assert type(fast).__name__ == "OptimizedModule" and kernels() is None
+    block, x = Block(*four()), rand(1, 3, 8, 8)
+    assert torch.equal(block(x), block.layers(x))
+
+
+@pytest.mark.parametrize("error, reason", [
+    (OSError(28, "No space left on device"), "No space left on device"), (FileNotFoundError(2, "No usable temporary directory found"), "No usable temporary directory"),
+    (subprocess.CalledProcessError(1, "g++", stderr="sweep.cpp:1:10: fatal error: omp.h: No such file or directory\ncompilation terminated."), "omp.h: No such file"),
+    (subprocess.CalledProcessError(1, "g++", stderr="g++: fatal error: cannot execute 'cc1plus': posix_spawnp: No such file or directory"), "cannot execute 'cc1plus'")])
+def test_without_both_compilers_a_network_answers_as_it_is(error, reason, monkeypatch, fresh):
+    def raises(*_): raise error
+    monkeypatch.setattr(sweep, "_build", raises)
+    monkeypatch.setattr(networks, "_compile_something", raises)
+    net = make_network("ConvNetD3-w64", spec()).eval()
+    with pytest.warns(NotCompiled) as seen: assert quickest(net, "cpu") is net
+    assert len(seen) == 2 and reason in str(seen[0].message) and not any("\n" in str(w.message) for w in seen)
 
 
 def test_a_counted_model_is_swept_without_filling_up(monkeypatch):

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from ddrobust_nb.distilled import save_set
 from ddrobust_nb.results.cell import distil_cell, plan_cell, run_stages
-from ddrobust_nb.results.report import read_results, write_results
+from ddrobust_nb.results.rows import read_results, write_results
 from ddrobust_nb.results.store import write_json
 
 SETS = Path(__file__).parent.parent/"nbs"/"sets"

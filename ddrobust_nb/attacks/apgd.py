@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..core import InputError
+from ..train import check_eval
 from .fgsm import cross_entropy
 from .queries import expect, how_often, loss_gradient, may_look
 from .threat import PRESETS, Threat, as_one_batch, attack, unit_noise
@@ -99,7 +100,9 @@ def apgd(
     return out, broken
 
 @torch.no_grad()
-def _logits(model, x): return model(x)
+def _logits(model, x):
+    check_eval(model)
+    return model(x)
 
 # %% ../../nbs/attacks/23_apgd.ipynb #c024
 def apgd_ce_rows(model, x, y, eps, preset, seed, index):

@@ -8,6 +8,7 @@ __all__ = ['ROWS', 'autoattack_flags', 'autoattack', 'run_part', 'pyautoattack_p
 
 # %% ../../nbs/attacks/26_autoattack.ipynb #c002
 from ..core import InputError, derive_seed
+from ..train import check_eval
 import inspect
 
 import torch
@@ -70,6 +71,7 @@ def pyautoattack_part(
     model:nn.Module, classes:int, threat:Threat, seed:int, device:torch.device,
 ):
     "A part of AutoAttack from its authors' code, every setting given: maps (x, y) to adversarial images"
+    check_eval(model)
     p = PRESETS[threat.preset]
     targets = min(p["targets"] or classes - 1, classes - 1)
     same = dict(norm="Linf", eps=threat.eps_value, n_restarts=1, seed=seed, verbose=False, device=device)
@@ -83,6 +85,7 @@ def torchattacks_part(
     part:str, model:nn.Module, classes:int, threat:Threat, seed:int, device:torch.device,  # As `pyautoattack_part`
 ):
     "A part of AutoAttack from torchattacks, every setting given"
+    check_eval(model)
     import torchattacks
     p = PRESETS[threat.preset]
     same = dict(norm="Linf", eps=threat.eps_value, n_restarts=1, seed=seed, verbose=False)

@@ -26,7 +26,7 @@ def margin_loss(z:torch.Tensor, y:torch.Tensor, confidence:float=50) -> torch.Te
     return -(margin(z, y) + confidence).clamp(min=0)
 
 # %% ../../nbs/attacks/22_cw.ipynb #c011
-@attack.named("cw", sharing="steps")
+@attack.named("cw", sharing="steps", tells=True)
 def cw(
     model:nn.Module, x:torch.Tensor, y:torch.Tensor, threats:list,
     *,

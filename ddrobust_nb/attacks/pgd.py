@@ -32,7 +32,7 @@ def ascend(
         yield adv, always
 
 # %% ../../nbs/attacks/21_pgd.ipynb #c010
-@attack.named("pgd", sharing="steps")
+@attack.named("pgd", sharing="steps", tells=True)
 def pgd(
     model:nn.Module, x:torch.Tensor, y:torch.Tensor, threats:list,
     *,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PIECES', 'ROOM', 'RENT', 'loss_gradient', 'may_look', 'pieces', 'in_pieces', 'how_often', 'passes_before_compiling',
-           'Counted', 'expect']
+           'Magnifier', 'times_two_to', 'Counted', 'expect']
 
 # %% ../../nbs/attacks/18_queries.ipynb #c002
 from ..core import InputError, check_choice
@@ -15,14 +15,16 @@ import torch
 from torch import nn
 from ..sweep import Swept, quickest, sweeps
 from ..networks import SPEED, Network, forward_flops
+from ..train import check_eval, float_types, image_type
 
 # %% ../../nbs/attacks/18_queries.ipynb #c006
 def loss_gradient(
-    model,
+    model,           # In evaluation mode
     x:torch.Tensor,  # Images [n,C,H,W]
     loss,            # Maps logits to one number per image
 ) -> tuple:          # Logits [n,classes], losses [n], gradients [n,C,H,W]
     "Logits, loss and gradient of each image"
+    check_eval(model)
     x = x.detach().requires_grad_()
     z = model(x)
     values = loss(z)
@@ -83,27 +85,59 @@ def passes_before_compiling(
 ) -> float:  # Images forward; a gradient counts as two more
     "How much work a model does before it is compiled; `DDROBUST_COMPILE` = never or always overrules"
     rule = check_choice("DDROBUST_COMPILE", os.environ.get("DDROBUST_COMPILE", "auto"), ("auto", "never", "always"))
+    if not set(float_types(model)) <= {torch.float32}: return inf                        # what is fast is written for float32
     if rule != "auto": return 0 if rule == "always" else inf
-    known = isinstance(model, Network) and model.spec is not None and device.type in SPEED   # others may be anything
+    known = type(model) is Network and model.spec is not None and device.type in SPEED   # others may be anything
     if not known: return inf
     return RENT["swept" if sweeps(model, device) else "compiled"] * SPEED[device.type] / _flops(model.name, model.spec)
+
+# %% ../../nbs/attacks/18_queries.ipynb #c904
+class Magnifier:
+    "Enlarges the gradient of each image before it enters the network, and makes it small again behind it"
+    def enter(self, gradient):  # Of the logits [n, classes]
+        self.power = gradient.abs().amax(1).log2().floor().clamp(min=-149)   # the smallest number is 2**-149
+        return times_two_to(gradient, -self.power[:, None])
+    def leave(self, gradient):  # Of the images [n,C,H,W]
+        return times_two_to(gradient, self.power[:, None, None, None])
+
+def times_two_to(
+    x:torch.Tensor,
+    power:torch.Tensor,  # Whole numbers; 2**power itself may be too large to be written
+) -> torch.Tensor:
+    "x times a power of two"
+    part = (power / 2).floor()
+    return torch.ldexp(torch.ldexp(x, part), power - part)
 
 # %% ../../nbs/attacks/18_queries.ipynb #c023
 class Counted(nn.Module):
     "A model that counts images forwards and gradients backwards, and refuses logits that cannot be right"
     def __init__(self,
-        model:nn.Module,
+        model:nn.Module,      # In evaluation mode, of any type
         labels:torch.Tensor,  # Of the images to come
         passes:int=0,         # That the model has had before: images forwards, a gradient counts as two more
     ):
         super().__init__()
+        check_eval(model)
         self.model, self.need, self.training = model, max(2, int(labels.max()) + 1 if len(labels) else 0), False
         self.place = nn.Parameter(torch.zeros((), device=labels.device), requires_grad=False)  # Libraries ask a parameter for the device
         self.forwards = self.gradients = 0
         self.rented, self.ahead, self.enough, self.fast = passes, 0, passes_before_compiling(model, labels.device), None
+        self.takes, self.narrow = None, torch.float16 in float_types(model)
+    def ask(self, x):
+        "The model itself, with images of the type that it takes"
+        if self.takes is None and len(x): self.takes = image_type(self.model, x)
+        takes = self.takes or x.dtype
+        if not (self.narrow and x.requires_grad and torch.is_grad_enabled()): return self.model(x.to(takes))
+        magnifier, inner = Magnifier(), x.view_as(x)
+        inner.register_hook(magnifier.leave)
+        z = self.model(inner.to(takes))
+        if not isinstance(z, torch.Tensor) or not z.requires_grad: return z
+        z = z.to(x.dtype)
+        z.register_hook(magnifier.enter)
+        return z
     def answer(self, x):
         self.rented += len(x) * (3 if x.requires_grad else 1)
-        if max(self.rented, self.ahead) <= self.enough or not len(x): return self.model(x)
+        if max(self.rented, self.ahead) <= self.enough or not len(x): return self.ask(x)
         if self.fast is None: self.fast = quickest(self.model, x.device)
         return self.fast(x) if isinstance(self.fast, Swept) else in_pieces(self.fast, x)
     def forward(self, x):
@@ -113,6 +147,10 @@ class Counted(nn.Module):
         if z.shape[1] < self.need: raise InputError(f"labels up to {self.need - 1} need at least {self.need} logits, the model returns {z.shape[1]}")
         if x.requires_grad and torch.is_grad_enabled() and not z.requires_grad:
             raise InputError("the model's logits carry no gradient (no_grad or detach inside?): attacks need one")
+        if z.dtype == torch.float16 and not self.narrow:          # it casts inside, which its parameters do not show
+            self.narrow = True
+            return self.forward(x)
+        if z.is_floating_point(): z = z.to(x.dtype)
         self.forwards += len(x)
         if z.requires_grad: z.register_hook(self.count)
         return z

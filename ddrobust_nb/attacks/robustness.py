@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from ..data import Data, as_pixels, test_subset
 from ..sweep import kernels, sweeps
-from ..train import predict
-from .threat import PARTS, PRESETS, Threat, attack, attack_chunks, check_extra, check_model, is_library, place_model, together, untouched
+from ..train import image_type, predict
+from .threat import PARTS, PRESETS, Threat, attack, attack_chunks, check_extra, check_model, enrolled, is_library, place_model, together, untouched
 from . import autoattack, cw  # enrols the attacks
 from .autoattack import autoattack_flags
 
@@ -63,6 +63,7 @@ def run_threats(
     save=None,           # Called with the state every minute
 ) -> list:               # One `Evaluation` per threat
     "Attack the chosen images with threats that share a run"
+    check_model(model)
     none = lambda: torch.zeros(len(threats), len(index), dtype=torch.bool)
     state = state or dict(done=0, flags=none(), always=none(), tells=False, work=[dict(gradients=0, forwards=0, seconds=0.0) for _ in threats], warnings=[])
     autosave = Autosave(save)
@@ -76,8 +77,9 @@ def run_threats(
                 state["done"] += len(where)
                 bar.step(len(where), f"{outs[-1].flags.double().mean().item():.0%} of the last {len(where)} hold")
                 autosave(lambda: copy.deepcopy(state))
+    tells = state["tells"] or enrolled(threats[0]).tells
     said, peak = tuple(state["warnings"]), peak_memory(pick_device(device))
-    return [Evaluation(t, index, state["flags"][k], **state["work"][k], peak_mb=peak, warnings=said, always=state["always"][k] if state["tells"] else None)
+    return [Evaluation(t, index, state["flags"][k], **state["work"][k], peak_mb=peak, warnings=said, always=state["always"][k] if tells else None)
             for k, t in enumerate(threats)]
 
 def _note(state, k, where, out):
@@ -115,6 +117,7 @@ def expected_cost(
     few:int=64,      # Images to try it on
 ) -> Cost:
     "What a list of attacks will cost on this machine, from a trial of some seconds"
+    check_model(model)
     if not threats: return Cost(0.0, 0.0)
     model, device = place_model(model, device)
     some = attacked_index(data, min(few, n_test or len(data.test_labels), len(data.test_labels)))
@@ -190,7 +193,8 @@ def check_logits(model, data, device="auto"):
     "`InputError` unless the model has one output per class"
     check_model(model)
     placed, there = place_model(model, device)
-    with untouched(placed), torch.no_grad(): z = placed(as_pixels(data.test_images[:1]).to(there))
+    x = as_pixels(data.test_images[:1]).to(there)
+    with untouched(placed), torch.no_grad(): z = placed(x.to(image_type(placed, x)))
     if z.shape[1:] != (data.spec.classes,): raise InputError(f"the model returns {z.shape[-1]} logits for the {data.spec.classes} classes of {data.spec.name}: use a model made for these data")
 
 # %% ../../nbs/attacks/28_robustness.ipynb #c028

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..core import generator
+from ..train import check_eval
 from .apgd import remaining
 from .cw import margin
 from .queries import expect, how_often, may_look, pieces
@@ -68,6 +69,7 @@ def square_search(
     ahead:int=None,        # Squares tried at once for each image; None: as many as pay
 ) -> tuple:                # Images, changed where they are broken; bool [n]: which are; how many queries each had [n]
     "Random search with squares"
+    check_eval(model)
     s, out, broken = _with_stripes(model, x, y, eps, stripes)
     had = torch.ones_like(y)
     if len(s["id"]): s["luck"] = luck(s["id"]).to(x)

@@ -8,20 +8,20 @@ __all__ = ['PARTS', 'PRESETS', 'BACKENDS', 'TORCHATTACKS', 'UNBOUNDED', 'attack'
            'complete_threat', 'Threat', 'at_eps', 'parse_threat', 'parse_threats', 'together', 'named_list',
            'by_torchattacks', 'check_extra', 'OverwritesRobustBench', 'installed_version', 'warn_overwritten',
            'threat_list', 'ready_to_run', 'unit_noise', 'check_images', 'check_labels', 'check_model', 'untouched',
-           'check_adversarial', 'Outcome', 'is_library', 'chunk_size', 'place_model', 'run_chunk', 'judge',
-           'attack_chunks', 'attack_together', 'attack_images', 'as_one_batch', 'public_attack']
+           'check_adversarial', 'Outcome', 'is_library', 'chunk_size', 'place_model', 'run_chunk', 'judge', 'enrolled',
+           'attack_type', 'attack_chunks', 'attack_together', 'attack_images', 'as_one_batch', 'public_attack']
 
 # %% ../../nbs/attacks/19_threat.ipynb #c002
 from ..core import InputError, Registry, check_choice, check_int, full_precision, generator, pick_device, unknown_name
 from .queries import Counted
-import copy, importlib.util, inspect, random, re, time, warnings
+from ..train import check_eval, left_alone
+import copy, importlib.util, inspect, re, time, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
 from numbers import Real
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -63,9 +63,12 @@ class AttackRegistry(Registry):
     def named(self,
         name:str,        # For names that are no Python names, like "apgd-ce"
         sharing:str="",  # Field of the threat in which those may differ that one run can serve
+        tells:bool=False,  # Besides the images it yields, for each, whether it was right at every iterate
     ):
         "A decorator that registers under `name`"
-        def enrol(images): self[name] = public_attack(name, images, sharing); return self[name]
+        def enrol(images):
+            self[name] = public_attack(name, images, sharing, tells)
+            return self[name]
         return enrol
 
 # %% ../../nbs/attacks/19_threat.ipynb #c017
@@ -309,8 +312,7 @@ def check_model(
 ):
     "`InputError` unless the model is a module with all its parts in eval mode"
     if not isinstance(model, nn.Module): raise InputError(f"the model must be a torch module that maps pixels to logits, got {type(model).__name__}")
-    for name, module in model.named_modules():
-        if module.training: raise InputError(f"the model is in training mode (first: {name or 'itself'}): call model.eval() before attacking")
+    check_eval(model)
 
 # %% ../../nbs/attacks/19_threat.ipynb #c059
 @contextmanager
@@ -318,20 +320,9 @@ def untouched(
     model:nn.Module,
 ):
     "Gradients off for parameters, TF32 off; afterwards model, random states and settings are as before"
-    modules, params = list(model.modules()), list(model.parameters())
-    modes, grads = [m.training for m in modules], [(p.requires_grad, p.grad) for p in params]
-    buffers = [(m, name, b, b.clone()) for m in modules for name, b in m.named_buffers(recurse=False)]
-    dtype, python, numpy = torch.get_default_dtype(), random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices=devices), full_precision(), torch.inference_mode(False), torch.enable_grad():
-            for p in params: p.requires_grad_(False)
-            yield
-    finally:
-        for m, mode in zip(modules, modes): m.training = mode
-        for p, (wanted, grad) in zip(params, grads): p.requires_grad_(wanted).grad = grad
-        for m, name, b, value in buffers: setattr(m, name, b); b.copy_(value)
-        torch.set_default_dtype(dtype); random.setstate(python); np.random.set_state(numpy)
+    with left_alone(model), full_precision(), torch.inference_mode(False), torch.enable_grad():
+        for p in model.parameters(): p.requires_grad_(False)
+        yield
 
 # %% ../../nbs/attacks/19_threat.ipynb #c062
 def check_adversarial(
@@ -405,11 +396,10 @@ def run_chunk(
         x0, y0, index = x[where], y[where], index[where.to(index.device)]
         given = {"seed": lambda: seed, "index": lambda: index, "noise": lambda: unit_noise(x0.shape, index, seed, public.registered).to(x)}
         given = {k: draw() for k, draw in given.items() if k in wants}
-        made = public.bare(counted, x0, y0, threats if public.sharing else threats[0], **given) if len(where) else iter([x0] * len(threats))
-        made = made if public.sharing or not len(where) else iter([made])
+        made = _made(public, counted, x0, y0, threats, given)
         outcomes = []
         for threat in threats:
-            adv, always = found if isinstance(found := next(made), tuple) else (found, None)
+            adv, always = next(made)
             check_adversarial(x0, adv := adv.detach(), threat)
             images, flags = x.clone(), torch.zeros_like(right)
             images[where] = adv
@@ -420,17 +410,45 @@ def run_chunk(
     said = tuple(dict.fromkeys(str(w.message) for w in heard if not issubclass(w.category, (DeprecationWarning, FutureWarning))))
     return [replace(o, warnings=said) for o in outcomes]
 
+def _made(public, counted, x, y, threats, given):
+    "Yields, for each threat, the attacked images and which were right at every iterate, None where the attack does not tell"
+    if not len(x):
+        for _ in threats: yield x, torch.ones_like(y, dtype=torch.bool) if public.tells else None
+    elif public.sharing:
+        for found in public.bare(counted, x, y, threats, **given): yield found if isinstance(found, tuple) else (found, None)
+    else:
+        found = public.bare(counted, x, y, threats[0], **given)
+        yield found if isinstance(found, tuple) else (found, None)
+
 def judge(
     model, x:torch.Tensor, y:torch.Tensor,
 ) -> torch.Tensor:  # bool [n]
     "Which images are classified right"
+    check_eval(model)
     with torch.no_grad(): z = model(x)
     if not torch.isfinite(z).all(): raise InputError("the model returned NaN or infinite logits: it cannot be judged")
     return z.argmax(1) == y
 
+# %% ../../nbs/attacks/19_threat.ipynb #c902
+def enrolled(
+    threat:Threat,
+):             # -> the public function
+    "The attack that serves a threat"
+    return attack["reference" if threat.backend else threat.attack.split(":")[0]]
+
+def attack_type(
+    model:nn.Module,
+    x:torch.Tensor,  # float32 or float64
+    threat:Threat,
+) -> torch.dtype:
+    "The type that an attack computes in"
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
+    exact = x.dtype == own == torch.float64 and not is_library(threat)
+    return torch.float64 if exact else torch.float32
+
 # %% ../../nbs/attacks/19_threat.ipynb #c074
 def attack_chunks(
-    model:nn.Module,   # Maps pixels in [0,1] to logits; in eval mode
+    model:nn.Module,   # Maps pixels in [0,1] to logits; in eval mode, of any type
     x:torch.Tensor,    # Images [n,C,H,W], pixels in [0,1]
     y:torch.Tensor,    # Labels [n]
     threats,           # One, or a list that one run can serve (`together`)
@@ -452,12 +470,11 @@ def attack_chunks(
     index = torch.as_tensor(range(len(x)) if index is None else index).cpu()
     if tuple(index.shape) != (len(x),): raise InputError(f"{len(x)} images need an index of length {len(x)}, got {list(index.shape)}")
     model, device = place_model(model, device)
-    public = attack["reference" if threats[0].backend else threats[0].attack.split(":")[0]]
+    public, dtype = enrolled(threats[0]), attack_type(model, x, threats[0])
     step = chunk_size(threats[0], x.shape[2] * x.shape[3], device, len(threats)) if is_library(threats[0]) or batch is None else check_int("batch", batch, 1)
-    first = next((p for p in model.parameters() if p.is_floating_point()), x)
     for where in index.argsort(stable=True).split(step) if len(x) else ():
         there, known = where.to(x.device), None if right is None else right[where.to(right.device)].to(device)
-        outs = run_chunk(public, model, x[there].to(device, first.dtype), y[where.to(y.device)].to(device), threats, seed, index[where], known, healed, passes)
+        outs = run_chunk(public, model, x[there].to(device, dtype), y[where.to(y.device)].to(device), threats, seed, index[where], known, healed, passes)
         passes += sum(o.passes for o in outs)
         back = lambda flags: None if flags is None else flags.to(x.device)
         yield there, [replace(o, images=o.images.to(x), flags=back(o.flags), always=back(o.always)) for o in outs]
@@ -470,14 +487,15 @@ def attack_together(
 ) -> list:             # One `Outcome` per threat
     "Attack all images with threats that share a run"
     parts = list(attack_chunks(model, x, y, threats, **options))
-    return [_joined(x, [(where, outs[i]) for where, outs in parts]) for i in range(len(threats))]
+    return [_joined(x, threat, [(where, outs[i]) for where, outs in parts]) for i, threat in enumerate(threats)]
 
-def _joined(x, parts):
+def _joined(x, threat, parts):
     images, flags = x.detach().clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    always = flags.clone() if parts and parts[0][1].always is not None else None
+    told = enrolled(threat).tells or any(out.always is not None for _, out in parts)
+    always = flags.clone() if told else None
     for where, out in parts:
         images[where], flags[where] = out.images, out.flags
-        if always is not None: always[where] = out.always
+        if out.always is not None: always[where] = out.always    # else no image of this chunk was right
     total = lambda field: sum(getattr(out, field) for _, out in parts)
     said = tuple(dict.fromkeys(text for _, out in parts for text in out.warnings))
     return Outcome(images, flags, total("gradients"), total("forwards"), total("seconds"), said, always)
@@ -507,6 +525,7 @@ def public_attack(
     name:str,        # Registered name
     images,          # Bare mathematics: (model, x, y, threat, *, noise) -> adversarial images; with `sharing`, (..., threats, ...) -> an iterator over them
     sharing:str="",  # Field of the threat that may differ within a run
+    tells:bool=False,  # It also yields which images were right at every iterate
 ):
     "The public function of an attack: same checks, same clean-up, same judge for all"
     def matching(threat):
@@ -519,5 +538,6 @@ def public_attack(
         return attack_images(model, x, y, matching(threat), seed=seed, index=index, device=device).images
     flags.__name__ = flags.__qualname__ = images.__name__
     flags.__doc__, flags.__module__ = images.__doc__, images.__module__
-    flags.images, flags.bare, flags.registered, flags.sharing = adversarial, images, name, sharing
+    flags.images, flags.bare, flags.registered = adversarial, images, name
+    flags.sharing, flags.tells = sharing, tells
     return flags

@@ -22,7 +22,7 @@ from ..bands import check_frequency, steer, wished
 from ..data import Data
 from ..distilled import DistilledSet, Upstream, balanced, class_balanced, distiller, own_options, prepare, random
 from ..networks import compiled, make_network
-from ..train import Recipe, fit, frozen, weights, weights_key
+from ..train import Recipe, check_eval, fit, frozen, weights, weights_key
 
 # %% ../../nbs/distillers/15_sre2l.ipynb #c007
 def batch_norms(net) -> list:
@@ -99,6 +99,7 @@ def recover_loss(
     a_bn:float, first_bn:float, tv:float=0.0, l2:float=0.0,  # Weights of the terms; of the first layer within the second
 ) -> torch.Tensor:
     "Cross-entropy plus distance of the statistics, summed over the groups"
+    if not torch.compiler.is_compiling(): check_eval(body)
     seen.clear()
     loss = F.cross_entropy(body(x.flatten(0, 1)), y.flatten(), reduction="none").view(y.shape).mean(1)
     distances = bn_distances(seen, len(x))
@@ -167,8 +168,7 @@ def _recover_step(run, loss_of):
     for group in run.opt.param_groups: group["lr"] = lr_recover(run.o["lr_img"], it, n)
     draws = [generator(run.seed, "recover", i, classes.start, it) for i in range(ids.start, ids.stop)]
     loss = loss_of(recover_view(run.x, draws, run.o["jitter"], run.crop_min), run.y)
-    run.opt.zero_grad()
-    loss.backward()
+    run.x.grad, = torch.autograd.grad(loss, run.x)     # of the images alone: a teacher's parameters get none
     run.opt.step()
     with torch.no_grad(): run.x.clamp_(run.low, run.high)
     run.done += 1
@@ -179,12 +179,13 @@ def _recover_step(run, loss_of):
 def recover(
     data:Data,
     ipc:int,
-    net,           # The teacher, frozen
+    net,           # The teacher, in evaluation mode
     o:dict,        # Options of the distiller
     *,
     seed:int=0, device="cpu", watch=None, state=None, save=None,
 ) -> torch.Tensor: # Pixels [classes * ipc, C,H,W]
     "Images that the teacher takes for their classes and whose statistics it knows"
+    check_eval(net)
     run, autosave = _Recovery(data, ipc, net, seed, device, o), Autosave(save)
     if state and "done" in state: run.load(state)
     def pixels(): return net.denormalise(run.images().to(device).transpose(0, 1).flatten(0, 1)).clamp(0, 1).cpu()

@@ -18,6 +18,7 @@ import torch
 from ..attacks.threat import Threat, attack_images, check_labels, check_model, parse_threats, place_model, untouched
 from ..attacks import autoattack, cw  # enrols the attacks
 from ..data import as_pixels
+from ..train import image_type
 from .spectra import as_signal, band_share, check_radius, log_spectrum, low_high
 
 # %% ../../nbs/frequency/32_models.ipynb #c009
@@ -41,10 +42,12 @@ def asking(
     shape = tuple(getattr(images, "shape", ()))
     if len(shape) != 4 or not shape[0]: raise InputError(f"images must be [n,C,H,W] with at least one image, got shape {list(shape)}")
     labels, (model, device) = check_labels(labels, shape[0]), place_model(model)
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    def logits(x): return model(x.to(device, dtype))
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    exact = torch.float64 if own == torch.float64 else torch.float32
+    def logits(x): return model(x.to(device, exact).to(takes))
     def piece(part): x = as_signal(images[part].to(device)); return x, labels[part].to(x.device)
     with untouched(model), torch.no_grad():
+        takes = image_type(model, piece(slice(1))[0].to(device, exact))
         z = logits(piece(slice(1))[0])
         if z.ndim != 2 or not torch.isfinite(z).all(): raise InputError(f"the model must return finite logits [n, classes], got shape {list(z.shape)}, {z.flatten()[:3].tolist()} and so on")
         if labels.max() >= z.shape[1]: raise InputError(f"labels must lie below {z.shape[1]}, the number of the model's logits, got {int(labels.max())}")

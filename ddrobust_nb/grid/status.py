@@ -4,15 +4,12 @@
 
 # %% auto #0
 __all__ = ['STATES', 'COLOURS', 'LATEX', 'FORMATS', 'is_locked', 'state_of', 'last_error', 'status', 'standing', 'live',
-           'squares', 'DamagedRows', 'rows_of_cells', 'told_apart', 'rows_of_plan', 'rows_of_store', 'as_markdown',
-           'in_latex', 'as_latex', 'write_table', 'export_rows', 'paper_layout', 'referred', 'garbage',
-           'remove_garbage']
+           'squares', 'DamagedRows', 'rows_of_cells', 'rows_of_plan', 'rows_of_store', 'as_markdown', 'in_latex',
+           'as_latex', 'write_table', 'export_rows', 'paper_layout', 'referred', 'garbage', 'remove_garbage']
 
 # %% ../../nbs/grid/63_status.ipynb #c002
 from ..core import InputError, check_choice, check_path
 import json, shutil, time, warnings
-from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -22,8 +19,8 @@ from .plan import Plan
 from .run import has_rows, is_done, unshown
 from ..results.figures import beside_paper, find_rows, notes_on, spans, texts, wide
 from ..results.paper import paper_results, paper_table
-from ..results.cell import BASELINE
-from ..results.report import SETTING, footnotes, frame, read_results, table
+from ..results.report import footnotes, table
+from ..results.rows import frame, read_results
 from ..results.store import LOCKS, Store, check_format, find_store, replacing
 
 # %% ../../nbs/grid/63_status.ipynb #c005
@@ -89,28 +86,15 @@ def squares(plan:Plan, states:dict, seconds:float) -> str:
 class DamagedRows(UserWarning): "The rows of a cell cannot be read; the cell is run again by the next grid that holds it"
 
 def rows_of_cells(folders) -> list:
-    "The rows of some cells' folders, each once: the random images beside several methods are the same rows, unless they were trained another way"
-    rows, beside = {}, defaultdict(set)
+    "The rows of some cells' folders, each once: the random images beside several methods are the same rows"
+    rows = {}
     for folder in folders:
         try: found = read_results(folder)
         except InputError as e:
             if (Path(folder)/"results.json").exists(): warnings.warn(f"{e}: this cell is left out", DamagedRows, stacklevel=2)
             continue
-        method = next((r.method for r in found if r.method != BASELINE), BASELINE)
-        for r in found:
-            at = (r.key, r.dataset, r.method, r.ipc, r.seed)
-            rows[at] = r
-            beside[at].add(method)
-    return told_apart(rows, beside)
-
-def told_apart(rows, beside) -> list:
-    "Random images trained in several ways (DC's students see no augmentation, DSA's do) get the names of the methods they stand beside: no mean is taken over both"
-    trained = defaultdict(set)
-    model = lambda r: tuple(getattr(r, name) for name in (*SETTING, "set_seed", "seed"))
-    for at, r in rows.items(): trained[model(r)].add(at)
-    as_methods = lambda at: f"{BASELINE} (as {', '.join(sorted(beside[at]))})"
-    several = lambda at, r: r.method == BASELINE and len(trained[model(r)]) > 1 and BASELINE not in beside[at]
-    return [replace(r, method=as_methods(at)) if several(at, r) else r for at, r in rows.items()]
+        rows |= {(r.key, r.dataset, r.method, r.ipc, r.seed): r for r in found}
+    return [*rows.values()]
 
 def rows_of_plan(plan:Plan) -> list:
     "The rows of all done cells of a plan"

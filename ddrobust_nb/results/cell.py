@@ -7,13 +7,15 @@ __all__ = ['PARAMETERS', 'TEXT', 'VERSIONS', 'NEUTRAL', 'BASELINE', 'check_types
            'check_network', 'check_n_test', 'published', 'fetch_published', 'identify', 'plan_cell', 'set_digest',
            'cell_config', 'summary', 'Distilled', 'part_configs', 'make_part', 'upstream_parts', 'read_teacher',
            'set_key', 'distil_cell', 'Trained', 'model_keys', 'train_one', 'train_cell', 'read_weights',
-           'load_checkpoint', 'attack_key', 'attack_one', 'check_one', 'versions', 'commit', 'rows_of', 'carried_over',
-           'Finished', 'attack_cell', 'finish_cell', 'run_stages', 'baseline_cell', 'artefacts', 'write_out']
+           'load_checkpoint', 'attack_key', 'attack_one', 'check_one', 'versions', 'commit', 'rows_of', 'origin_of',
+           'options_of', 'training_of', 'kind_of_labels', 'stages_of', 'of_model', 'of_attack', 'without_attack',
+           'carried_over', 'of_cell', 'Finished', 'attack_cell', 'finish_cell', 'run_stages', 'baseline_cell',
+           'artefacts', 'write_out']
 
 # %% ../../nbs/results/54_cell.ipynb #c002
 from ..core import InputError, check_choice, check_int, check_path, pick_device, unknown_name
 import ast, functools, hashlib, importlib, inspect, json, pkgutil, re, subprocess, time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,9 +29,10 @@ from ..attacks.threat import Threat, installed_version, threat_list
 from ..bands import check_frequency
 from ..data import Data, as_pixels, load_data
 from ..distilled import DistilledSet, distiller, load_set, own_options, save_set
-from ..networks import make_network
+from ..networks import can_compile, make_network, network_revision, worth_compiling
 from ..protocols import PROTOCOLS, Protocol, preset_options, protocol_for, recipe_for
-from .report import Result, write_results
+from .keys import attack_fields, distil_fields, option_fields, recipe_fields, threat_fields, train_fields
+from .rows import Result, as_hex, digest_of, digest_of_index, normal_options, normal_recipe, write_results
 from .store import Store, cached, cached_together, check_format, check_writable, find_store, sha256_of, stage_key, write_json
 from ..train import History, Recipe, fit, frozen, predict, relabelling, training_labels, weights
 
@@ -283,14 +286,14 @@ def cell_config(cell:Cell) -> dict:
     "What makes this cell different from others, as JSON"
     ready = set_digest(cell.ready) if cell.ready else ""
     return dict(dataset=cell.dataset, method=cell.method, ipc=cell.ipc, network=cell.network, distill_network=cell.distill_network, protocol=cell.protocol.name,
-                recipe=_as_dict(cell.recipe), options=cell.options, threats=_as_dicts(cell.threats), n_test=cell.n_test, n_models=cell.n_models, seed=cell.seed,
+                recipe=_recipe_fields(cell.recipe), options=option_fields(cell.options), threats=_threat_fields(cell.threats), n_test=cell.n_test, n_models=cell.n_models, seed=cell.seed,
                 ready=ready, checkpoint=sha256_of(Path(cell.checkpoint).expanduser()) if cell.checkpoint else "")
 
 @functools.cache
-def _as_dict(value): return asdict(value)
+def _recipe_fields(recipe): return recipe_fields(recipe)
 
 @functools.cache
-def _as_dicts(threats): return [asdict(t) for t in threats]
+def _threat_fields(threats): return [threat_fields(t) for t in threats]
 
 # %% ../../nbs/results/54_cell.ipynb #c043
 def _training_line(cell):
@@ -317,13 +320,19 @@ class Distilled:
     dset: DistilledSet  # None where a model was given
     key: str
     teacher: object = None  # The network that relabels it, where it has one
+    origin: str = "distilled"   # As in `rows`: distilled, given set, given model, whole
 
 # %% ../../nbs/results/54_cell.ipynb #c050
 def part_configs(cell:Cell) -> dict:  # key -> what the part is, in order
     "The parts that a cell's method reads"
     if cell.ready or cell.checkpoint or not (upstream := distiller[cell.method].upstream): return {}
-    configs = upstream.configs(cell.data, cell.distill_network, cell.options)
+    configs = [_revised(config, cell.data.spec) for config in upstream.configs(cell.data, cell.distill_network, cell.options)]
     return {stage_key(upstream.stage, VERSIONS[upstream.stage], config, [cell.data.fingerprint]): config for config in configs}
+
+def _revised(config, spec):
+    "A config with the revision of its network, where that has one"
+    revision = network_revision(config["network"], spec)
+    return config if revision is None else config | dict(revision=revision)
 
 def make_part(cell:Cell, key:str) -> Path:
     "One of them, from the store or made now"
@@ -343,7 +352,8 @@ def read_teacher(cell:Cell, dset:DistilledSet, file) -> torch.nn.Module:
 
 # %% ../../nbs/results/54_cell.ipynb #c053
 def _set_key(cell):
-    config = dict(method=cell.method, ipc=cell.ipc, seed=cell.seed, network=cell.distill_network, options=cell.options)
+    revision = distiller[cell.method].revision(cell.data, cell.distill_network, cell.options)
+    config = distil_fields(cell.method, cell.ipc, cell.seed, cell.distill_network, cell.options, revision)
     return stage_key("distil", VERSIONS["distil"], config, [cell.data.fingerprint, *part_configs(cell)]), config
 
 def set_key(cell:Cell) -> str:
@@ -357,12 +367,12 @@ def distil_cell(
     watch=None,   # Of the distiller; not called when the set comes from the store
 ) -> Distilled:
     "The distilled set of a cell: given, or from the store, or made now; none where a model was given"
-    if cell.checkpoint: return Distilled(None, "")   # nobody needs the set
-    if cell.ready: return Distilled(cell.ready, set_key(cell), read_teacher(cell, cell.ready, cell.teacher) if cell.teacher else None)
+    if cell.checkpoint: return Distilled(None, "", origin="given model")   # the set is not needed
+    if cell.ready: return Distilled(cell.ready, set_key(cell), read_teacher(cell, cell.ready, cell.teacher) if cell.teacher else None, "given set")
     method, parts, (key, config) = distiller[cell.method], upstream_parts(cell), _set_key(cell)
     extra = ({method.upstream.keyword: [*parts.values()]} if parts else {}) | ({"watch": watch} if watch else {})
     make = lambda state, save: method(cell.data, cell.ipc, seed=cell.seed, device=cell.device, network=cell.distill_network, **cell.options, **extra, state=state, save=save)
-    if cell.method == "whole": return Distilled(make(None, None), key)   # the data themselves: nothing to keep
+    if cell.method == "whole": return Distilled(make(None, None), key, origin="whole")   # the data themselves: nothing to keep
     dset = cached(cell.store, "distil", key, config, make, save_set, load_set)
     return Distilled(dset, key, read_teacher(cell, dset, *parts.values()) if dset.teacher else None)
 
@@ -377,6 +387,7 @@ class Trained:
     clean_best: float
     history: History
     key: str
+    way: str = ""          # How its training was computed: plain or compiled; "" where that is not recorded
     clean = property(lambda self: self.right.double().mean().item(), doc="clean accuracy on the whole test set")
 
 # %% ../../nbs/results/54_cell.ipynb #c060
@@ -404,27 +415,33 @@ def _read_model(folder, cell, seed, key):
     net = make_network(cell.network, cell.data.spec, device=cell.device).eval()
     net.load_state_dict(load_file(folder/f"{chosen}.safetensors"))
     share = {k: v.double().mean().item() for k, v in right.items()}
-    return Trained(net, seed, right[chosen], share["last"], share["best"], History(h["epochs"], h["loss"], h["accuracy"]), key)
+    return Trained(net, seed, right[chosen], share["last"], share["best"], History(h["epochs"], h["loss"], h["accuracy"]), key, h.get("way", ""))
 
 # %% ../../nbs/results/54_cell.ipynb #c063
 def _model_key(cell, key, seed):
     ready = published(cell.method, cell.data.spec, cell.network)
-    config = dict(network=cell.network, weights=ready) if ready else dict(network=cell.network, recipe=asdict(cell.recipe), seed=seed)
+    config = dict(network=cell.network, weights=ready) if ready else train_fields(cell.network, cell.recipe, seed, network_revision(cell.network, cell.data.spec))
     return stage_key("train", VERSIONS["train"], config, [key, cell.data.fingerprint]), config
 
 def model_keys(cell:Cell) -> list:
     "The keys of a cell's models, known before there are any"
     if cell.checkpoint: return [sha256_of(Path(cell.checkpoint).expanduser())[:16]]
-    return [_model_key(cell, set_key(cell), 100 * cell.seed + i)[0] for i in range(cell.n_models)]
+    key = set_key(cell)
+    return [_model_key(cell, key, 100 * cell.seed + i)[0] for i in range(cell.n_models)]
 
 # %% ../../nbs/results/54_cell.ipynb #c065
+def _way(net, cell, distilled):
+    "How `fit` computed a training: the network is asked forward and backward for every image of every epoch"
+    passes = 3 * cell.recipe.epochs * len(distilled.dset)
+    return "compiled" if worth_compiling(net, passes) and can_compile(cell.device) else "plain"
+
 def train_one(cell:Cell, distilled:Distilled, seed:int) -> Trained:
     "One student of a cell: from the store, or trained now"
     ready = published(cell.method, cell.data.spec, cell.network)
     key, config = _model_key(cell, distilled.key, seed)
     make = lambda state, save: fetch_published(cell) if ready else fit(distilled.dset, network=cell.network, seed=seed, recipe=cell.recipe, device=cell.device, test=cell.data,
                                    desc=f"train on {cell.method}, seed {seed}", teacher=distilled.teacher, state=state, save=save)
-    write = lambda net, folder: _write_model(net, folder, cell.data, cell.device, dict(method=cell.method, ipc=cell.ipc, network=cell.network, seed=seed))
+    write = lambda net, folder: _write_model(net, folder, cell.data, cell.device, dict(method=cell.method, ipc=cell.ipc, network=cell.network, seed=seed, way=_way(net, cell, distilled)))
     return cached(cell.store, "train", key, config, make, write, lambda folder: _read_model(folder, cell, seed, key))
 
 # %% ../../nbs/results/54_cell.ipynb #c067
@@ -454,7 +471,9 @@ def load_checkpoint(cell:Cell) -> Trained:
     target.load_state_dict(tensors)
     right = _right(net, cell.data, cell.device)
     share = right.double().mean().item()
-    return Trained(net, 0, right, share, share, History(), sha256_of(path)[:16])
+    card = checkpoint_card(cell.checkpoint, cell.data)
+    seed = card["seed"] if type(card.get("seed")) is int else 0
+    return Trained(net, seed, right, share, share, History(), sha256_of(path)[:16])
 
 # %% ../../nbs/results/54_cell.ipynb #c074
 def _write_evaluation(e, folder):
@@ -470,14 +489,15 @@ def _read_evaluation(folder, threat):
 # %% ../../nbs/results/54_cell.ipynb #c075
 def attack_key(cell:Cell, model:str, threat:Threat) -> str:
     "The key of one evaluation of the model of a key"
-    return stage_key("attack", VERSIONS["attack"], dict(threat=asdict(threat), n_test=cell.n_test, seed=cell.seed), [model, cell.recipe.select, cell.data.fingerprint])
+    revision = network_revision(cell.network, cell.data.spec) if cell.checkpoint else None   # of a trained model its key says it
+    return stage_key("attack", VERSIONS["attack"], attack_fields(threat, cell.n_test, cell.seed, revision), [model, cell.recipe.select, cell.data.fingerprint])
 
 # %% ../../nbs/results/54_cell.ipynb #c077
 def attack_one(cell:Cell, model:Trained) -> list:
     "All evaluations of one model, each kept in the store as soon as those it shares work with are finished"
     def keep(threats, work):
         keys = {t: attack_key(cell, model.key, t) for t in threats}
-        return cached_together(cell.store, "attack", keys, asdict, work, _write_evaluation, _read_evaluation).values()
+        return cached_together(cell.store, "attack", keys, threat_fields, work, _write_evaluation, _read_evaluation).values()
     return evaluate(model.model, cell.data, cell.threats, n_test=cell.n_test, seed=cell.seed, device=cell.device, keep=keep)
 
 # %% ../../nbs/results/54_cell.ipynb #c079
@@ -511,7 +531,102 @@ def rows_of(cell:Cell, distilled:Distilled, models:list, evaluations:list, check
     "The result rows of a cell: one per model and attack setting; one without attack per model where there is none"
     best = max(range(len(models)), key=lambda i: models[i].clean)
     nothing = Evaluation(None, attacked_index(cell.data, cell.n_test), torch.zeros(0))
-    return [_row(cell, distilled, m, i == best, e, c, carried_over(e, es)) for i, (m, es, c) in enumerate(zip(models, evaluations, checks)) for e in es or [nothing]]
+    rows = []
+    for i, (model, own, said) in enumerate(zip(models, evaluations, checks)):
+        common = of_cell(cell, distilled) | of_model(cell, distilled, model, best=i == best)
+        for e in own or [nothing]:
+            measured = of_attack(e, model, carried_over(e, own)) if e.threat else without_attack(e, model)
+            key = attack_key(cell, model.key, e.threat) if e.threat else model.key
+            warnings = tuple(c.code for c in said if not c.ok)
+            rows.append(Result(**common, **measured, warnings=warnings, key=key))
+    return rows
+
+# %% ../../nbs/results/54_cell.ipynb #c902
+def origin_of(cell:Cell, distilled:Distilled) -> str:
+    "Where the set and the model of a cell came from, one of `ORIGINS`"
+    if cell.checkpoint: return "given model"
+    if published(cell.method, cell.data.spec, cell.network): return "published"
+    return distilled.origin
+
+# %% ../../nbs/results/54_cell.ipynb #c905
+def options_of(cell:Cell, distilled:Distilled) -> dict:
+    "The options that the set of a cell was made with; None where nothing says them"
+    if cell.checkpoint:
+        card = checkpoint_card(cell.checkpoint, cell.data)
+        known = card.get("method") == cell.method and isinstance(card.get("options"), dict)
+        return normal_options(card["options"]) if known else None
+    dset = distilled.dset
+    if dset is None: return {}                       # real images alone
+    named = dset.method != "unknown" and dset.method == cell.method.removeprefix("mix:")
+    return normal_options(dset.config) if named or distilled.origin != "given set" else None
+
+# %% ../../nbs/results/54_cell.ipynb #c908
+def training_of(cell:Cell, distilled:Distilled) -> dict:
+    "Recipe and kind of labels of a cell's models; None and "" where they are unknown"
+    if cell.checkpoint:
+        card = checkpoint_card(cell.checkpoint, cell.data)
+        recipe = card.get("recipe") if isinstance(card.get("recipe"), dict) else None
+        labels = card.get("labels") if isinstance(card.get("labels"), str) else ""
+        return dict(recipe=recipe, labels=labels)
+    if published(cell.method, cell.data.spec, cell.network): return dict(recipe=None, labels="hard")
+    return dict(recipe=recipe_fields(cell.recipe), labels=kind_of_labels(distilled.dset, cell.recipe))
+
+def kind_of_labels(
+    dset:DistilledSet,  # None where only real images are trained on
+    recipe:Recipe,
+) -> str:
+    "What a network is trained on: hard, soft or teacher"
+    if dset is None or recipe.labels == "hard": return "hard"
+    if dset.teacher: return "teacher"
+    return "soft" if dset.labels.ndim == 2 else "hard"
+
+# %% ../../nbs/results/54_cell.ipynb #c911
+def stages_of(cell:Cell) -> str:
+    "The versions of the stages behind the numbers of a cell"
+    names = ["train", "attack"]
+    if cell.checkpoint: names = ["attack"]
+    elif not cell.ready and cell.method in distiller and cell.method != "whole":
+        upstream = distiller[cell.method].upstream
+        names = [*([upstream.stage] if upstream else []), "distil", *names]
+    return ", ".join(f"{name} {VERSIONS[name]}" for name in names)
+
+# %% ../../nbs/results/54_cell.ipynb #c913
+def of_model(cell:Cell, distilled:Distilled, model:Trained, best:bool) -> dict:
+    "The fields of a row that are the same for all attacks on a model"
+    options, training = options_of(cell, distilled), training_of(cell, distilled)
+    return dict(
+        set_seed=_set_seed(cell, distilled), seed=model.seed, best=best, model_key=model.key,
+        origin=origin_of(cell, distilled), stages=stages_of(cell), training_way=model.way,
+        options=options, options_digest=digest_of(options),
+        recipe=training["recipe"], recipe_digest=digest_of(normal_recipe(training["recipe"])), labels=training["labels"],
+        n_clean=len(model.right), clean=model.clean, clean_last=model.clean_last, clean_best=model.clean_best)
+
+def _set_seed(cell, distilled):
+    "The seed of the set; of a given model what its card says"
+    if distilled.dset: return distilled.dset.seed
+    seed = checkpoint_card(cell.checkpoint, cell.data).get("set_seed") if cell.checkpoint else None
+    return seed if type(seed) is int else None
+
+# %% ../../nbs/results/54_cell.ipynb #c914
+def of_attack(e:Evaluation, model:Trained, carry:float) -> dict:
+    "The fields of a row that an attack on a model decides"
+    t, right = e.threat, model.right[e.index]
+    clean_n = right.double().mean().item()
+    return dict(
+        attack=t.attack, preset=t.preset, backend=t.backend, norm=t.norm, eps=t.eps, eps_255=t.eps_255, steps=t.steps,
+        alpha=t.alpha, random_start=t.random_start if t.alpha else None,
+        n=len(e.index), index_digest=digest_of_index(e.index), flags=as_hex(e.flags), clean_flags=as_hex(right),
+        clean_n=clean_n, robust=e.robust, drop_rate=drop_rate(clean_n, e.robust),
+        worst_iterate=None if e.always is None else e.always.double().mean().item(), carry_over_eps=carry,
+        gradients=e.gradients, forwards=e.forwards, seconds=e.seconds, peak_mb=e.peak_mb)
+
+def without_attack(e:Evaluation, model:Trained) -> dict:
+    "The same fields for a model that nothing attacked"
+    right = model.right[e.index]
+    return dict(
+        attack="none", preset="", norm="", eps="", eps_255=None, steps=None, alpha=None, robust=None, drop_rate=None,
+        n=len(e.index), index_digest=digest_of_index(e.index), clean_flags=as_hex(right),
+        clean_n=right.double().mean().item(), gradients=0, forwards=0, seconds=0.0, peak_mb=e.peak_mb)
 
 # %% ../../nbs/results/54_cell.ipynb #c087
 def carried_over(
@@ -525,18 +640,14 @@ def carried_over(
     return carried(rising)[-1].double().mean().item() if len(same) > 1 else None
 
 # %% ../../nbs/results/54_cell.ipynb #c089
-def _row(cell, distilled, m, best, e, checks, carry):
-    t, clean_n = e.threat, m.right[e.index].double().mean().item()
-    robust = e.robust if t else None
-    attack = dict(attack=t.attack, preset=t.preset, norm=t.norm, eps=t.eps, eps_255=t.eps_255, steps=t.steps, alpha=t.alpha) if t else \
-             dict(attack="none", preset="", norm="", eps="", eps_255=None, steps=None, alpha=None)
-    return Result(dataset=cell.dataset, method=cell.method, ipc=cell.ipc, set_seed=distilled.dset.seed if distilled.dset else None, set_key=distilled.key, distill_network=cell.distill_network,
-                  network=cell.network, seed=m.seed, best=best, protocol=cell.protocol.name, select=cell.recipe.select, **attack,
-                  n_clean=len(m.right), clean=m.clean, clean_last=m.clean_last, clean_best=m.clean_best, n=len(e.index), clean_n=clean_n, robust=robust,
-                  drop_rate=drop_rate(clean_n, robust) if t else None, gradients=e.gradients, forwards=e.forwards, seconds=e.seconds, peak_mb=e.peak_mb,
-                  device=_device_name(cell.device), versions=versions(), commit=commit(), data_fingerprint=cell.data.fingerprint,
-                  warnings=tuple(c.code for c in checks if not c.ok), key=attack_key(cell, m.key, t) if t else m.key,
-                  backend=t.backend if t else "", any_iterate=None if e.always is None else e.always.double().mean().item(), carry=carry)
+def of_cell(cell:Cell, distilled:Distilled) -> dict:
+    "The fields of a row that are the same for a whole cell"
+    dset = distilled.dset
+    return dict(
+        dataset=cell.dataset, method=cell.method, ipc=cell.ipc, set_key=distilled.key, network=cell.network,
+        distill_network=(dset.config.get("network") or "") if dset else "",
+        protocol=cell.protocol.name, select=cell.recipe.select,
+        device=_device_name(cell.device), versions=versions(), commit=commit(), data_fingerprint=cell.data.fingerprint)
 
 def _device_name(device): return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else str(device)
 
@@ -593,14 +704,28 @@ def write_out(
     cell, rows = finished[0].cell, [r for f in finished for r in f.rows]
     cell.out.mkdir(parents=True, exist_ok=True)
     write_json(cell.out/"cell.json", {"name": cell.name, "key": cell.key, **cell_config(cell), "artefacts": sorted({a for f in finished for a in artefacts(f.cell)})})
-    flags = {r.key: e.flags.to(torch.uint8) for f in finished for r, e in zip(f.rows, [e for es in f.evaluations for e in es])}
-    index = {"index": attacked_index(cell.data, cell.n_test)}
-    save_file(flags | index, cell.out/"flags.safetensors")
+    write_results(rows, cell.out)                            # before all that is large: a full disk may cost copies, not rows
+    save_file(_flags_of(finished), cell.out/"flags.safetensors")
     for f in finished: _write_models(cell.out, f)
-    write_results(rows, cell.out)                            # last: where there are rows, everything else is there
     return rows
 
+def _flags_of(finished):
+    "The flags of every evaluation by its key, and which images they are of"
+    cell, found = finished[0].cell, {}
+    for f in finished:
+        for model, evaluations in zip(f.models, f.evaluations):
+            for e in evaluations: found[attack_key(f.cell, model.key, e.threat)] = e.flags.to(torch.uint8)
+    return found | {"index": attacked_index(cell.data, cell.n_test)}
+
 # %% ../../nbs/results/54_cell.ipynb #c103
+def _model_card(f, m):
+    "What lies beside a model, so that it can be given back and still be told from others"
+    training = training_of(f.cell, f.distilled)
+    return dict(
+        dataset=f.cell.dataset, method=f.cell.method, ipc=f.cell.ipc, network=f.cell.network, seed=m.seed, key=m.key,
+        set_seed=_set_seed(f.cell, f.distilled), options=options_of(f.cell, f.distilled),
+        recipe=training["recipe"], labels=training["labels"])
+
 def _write_models(out, f):
     if f.distilled.dset and not f.cell.ready and f.cell.method != "whole":
         folder = save_set(f.distilled.dset, out/f"set-{f.cell.method}")
@@ -608,4 +733,4 @@ def _write_models(out, f):
     for m in f.models:
         file = out/f"model-{f.cell.method}-seed{m.seed}.safetensors"
         save_file({k: v.cpu().contiguous() for k, v in m.model.state_dict().items()}, file)
-        write_json(file.with_suffix(".json"), dict(dataset=f.cell.dataset, method=f.cell.method, ipc=f.cell.ipc, network=f.cell.network, seed=m.seed, key=m.key))
+        write_json(file.with_suffix(".json"), _model_card(f, m))

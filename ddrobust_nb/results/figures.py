@@ -29,7 +29,9 @@ from ..core import InputError, check_choice, unknown_name
 from ..distilled import distiller, own_options
 from ..protocols import PROTOCOLS, preset_options
 from .paper import DATASETS, METHODS, paper_anomalies
-from .report import ATTACK_LABEL, frame, read_results
+from .lines import deviation, experiments_of
+from .report import ATTACK_LABEL
+from .rows import frame, read_results
 from .store import replacing
 
 # %% ../../nbs/results/56_figures.ipynb #c005
@@ -61,7 +63,7 @@ def rows_in(
     try:
         rows, anew = typed(read_results(file)), card.is_file() and changed(card)
         select = rows["protocol"].map({name: p.select for name, p in PROTOCOLS.items()})
-        elsewhere = rows["distill_network"].notna() & (rows["distill_network"] != rows["network"]) & (rows["method"] != "whole")
+        elsewhere = rows["distill_network"].fillna("").ne("") & (rows["distill_network"] != rows["network"]) & (rows["method"] != "whole")
         return rows.assign(changed=(anew | elsewhere | (rows["select"] != select)).astype(bool))
     except InputError: raise
     except (ValueError, TypeError, KeyError, AttributeError) as e: raise InputError(f"{file}, or cell.json beside it, is damaged: {e}") from None
@@ -73,7 +75,7 @@ def find_rows(
     "Every result row below some folders, each once"
     files = {str(place): sorted(Path(place).expanduser().rglob("results.json")) for place in places}
     found = pd.concat([typed([]).assign(changed=pd.Series(dtype=bool)), *(rows_in(file) for some in files.values() for file in some)], ignore_index=True)
-    found = found.drop_duplicates(["key", "seed"], ignore_index=True)
+    found = found.drop_duplicates(["key", "seed", "model_key"], ignore_index=True)
     found.attrs["places"] = {place: len(some) if Path(place).expanduser().is_dir() else None for place, some in files.items()}
     return found
 
@@ -103,14 +105,16 @@ def told(
 CELL = ["dataset", "method", "ipc", "attack", "eps_255", "steps"]   # What makes a cell of the paper
 
 # %% ../../nbs/results/56_figures.ipynb #c027
-MODEL = ["dataset", "method", "ipc", "network", "protocol", "select", "changed", "set_seed", "seed"]
+MODEL = ["dataset", "data_fingerprint", "method", "ipc", "network", "protocol", "select", "changed", "options_digest", "recipe_digest",
+         "origin", "set_key", "set_seed", "model_key", "seed"]   # What makes a model
 
 def with_clean(
     rows:pd.DataFrame,  # Of `find_rows`
 ) -> pd.DataFrame:
     "The attacked rows, and one row without attack for each model; `of` is the number of images behind `robust`"
     attacked, models = rows[rows["attack"] != "none"], rows.drop_duplicates(MODEL)
-    clean = models.assign(attack="none", preset="", backend="", alpha=None, eps_255=float("nan"), steps=pd.NA, robust=models["clean"], n=models["n_clean"], of=models["n_clean"])
+    nothing = dict(attack="none", preset="", backend="", norm="", eps="", alpha=None, eps_255=float("nan"), steps=pd.NA, random_start=None, index_digest="")
+    clean = models.assign(**nothing, robust=models["clean"], n=models["n_clean"], of=models["n_clean"])
     attacked = attacked if "of" in attacked else attacked.assign(of=attacked["n"])
     return pd.concat([attacked, clean], ignore_index=True).astype({"steps": "Int64", "eps_255": float, "of": float})
 
@@ -144,10 +148,12 @@ RUN = ["protocol", "changed", "n", "select"]
 def of_one_run(
     rows:pd.DataFrame,  # Rows of one cell
 ) -> pd.DataFrame:
-    "Those of the run that is nearest to the paper's, one per model"
+    "Those of the experiment that is nearest to the paper's, one per model"
+    if rows.empty: return rows
     rank = rows["protocol"].map({name: i for i, name in enumerate(ORDER)})
     ranked = rows.assign(rank=rank).sort_values(["rank", "changed", "n"], ascending=[True, True, False], kind="stable")
-    return ranked[(ranked[RUN] == ranked[RUN].iloc[0]).all(axis=1)].drop_duplicates(["set_seed", "seed"])
+    nearest = ranked[(ranked[RUN] == ranked[RUN].iloc[0]).all(axis=1)]
+    return max(experiments_of(nearest), key=len)
 
 # %% ../../nbs/results/56_figures.ipynb #c038
 MARKS = {"": "no mark: protocol paper, all test images and models",
@@ -168,13 +174,14 @@ def our_cell(
     rows:pd.DataFrame,  # Rows of one cell and one run
 ) -> dict:
     "Our number for a cell, as fractions"
-    mean, best = rows["robust"].mean(), rows[rows["best"]].sort_values("clean")["robust"]
-    low, high = wilson(mean, round(rows["of"].mean()))
-    said = dict(ours=mean, sd=rows["robust"].std(), models=len(rows), best=best.iloc[-1] if len(best) else None, low=low, high=high, mark=mark(rows))
-    return rows.iloc[0][[*CELL, "n", "protocol", "select", "preset"]].to_dict() | said | {"network_ours": rows["network"].iloc[0]}
+    d, best = deviation(rows["robust"], rows["set_key"].fillna("")), rows[rows["best"]].sort_values("clean")["robust"]
+    share = d.mean is not None and 0 <= d.mean <= 1               # a mean drop rate may be below 0
+    low, high = wilson(d.mean, max(1, round(rows["of"].mean()))) if share else (None, None)
+    found = dict(ours=d.mean, sd=d.students, models=d.models, sets=d.n_sets, sd_sets=d.sets, best=best.iloc[-1] if len(best) else None, low=low, high=high, mark=mark(rows))
+    return rows.iloc[0][[*CELL, "n", "protocol", "select", "preset"]].to_dict() | found | {"network_ours": rows["network"].iloc[0]}
 
 # %% ../../nbs/results/56_figures.ipynb #c044
-OURS = {"ours": float, "sd": float, "models": "Int64", "best": float, "low": float, "high": float, "n": "Int64", "protocol": object, "select": object, "mark": object, "preset": object, "network_ours": object}
+OURS = {"ours": float, "sd": float, "models": "Int64", "sets": "Int64", "sd_sets": float, "best": float, "low": float, "high": float, "n": "Int64", "protocol": object, "select": object, "mark": object, "preset": object, "network_ours": object}
 
 def beside_paper(
     paper:pd.DataFrame,   # Of `paper_table`
@@ -184,12 +191,18 @@ def beside_paper(
     "A table of the paper with our number for each cell that has one; `difference` is ours less the paper's"
     check_choice("protocol", protocol, ("auto", *ORDER))
     met = meeting(paper, rows, protocol)
-    cells = [our_cell(of_one_run(group)) for _, group in met[met["why"] == ""].groupby(CELL, dropna=False, sort=False)]
-    ours = pd.DataFrame(cells, columns=[*CELL, *OURS]).astype({**paper.dtypes[CELL].to_dict(), **OURS})
+    meant = [group for _, group in met[met["why"] == ""].groupby(CELL, dropna=False, sort=False)]
+    chosen = [of_one_run(group) for group in meant]
+    ours = pd.DataFrame([our_cell(group) for group in chosen], columns=[*CELL, *OURS]).astype({**paper.dtypes[CELL].to_dict(), **OURS})
     out = with_notes(paper).merge(ours, on=CELL, how="left")
     out = out.assign(missing=out["ours"].isna(), **{name: out[of] - out["value"] for name, of in (("difference", "ours"), ("difference_low", "low"), ("difference_high", "high"))})
-    out.attrs["left_out"] = met.loc[met["why"] != "", "why"].value_counts().to_dict()
+    others = sum(_models(group) - _models(one) for group, one in zip(meant, chosen))
+    out.attrs["left_out"] = met.loc[met["why"] != "", "why"].value_counts().to_dict() | ({"another run or experiment of the same cell": others} if others else {})
     return out
+
+def _models(rows):
+    "How many models some rows are of"
+    return len(rows.drop_duplicates(MODEL))
 
 # %% ../../nbs/results/56_figures.ipynb #c045
 def with_notes(paper):
@@ -209,7 +222,9 @@ def cell_text(
     row:dict,  # Of `beside_paper`
 ) -> str:
     "Paper | ours, in percent; a star where something is odd about the paper's, a dash where ours has not been run, a letter of `MARKS`"
-    spread = f" ± {100 * row['sd']:.2f}" if not row["missing"] and row["models"] > 1 else ""
+    several = not row["missing"] and row["models"] > row["sets"]
+    spread = f" ± {100 * row['sd']:.2f}" if several else ""
+    if not row["missing"] and row["sets"] > 1: spread += f" ({row['sets']} sets ± {100 * row['sd_sets']:.2f})"
     ours = "–" if row["missing"] else f"{100 * row['ours']:.2f}{spread} {row['mark']}".rstrip()
     return f"{row['printed']}{'*' if row['noted'] else ''} | {ours}"
 
@@ -255,7 +270,7 @@ def notes_on(
     have = beside[~beside["missing"]]
     runs = ", ".join(f"{n} of protocol {name}" for name, n in have["protocol"].value_counts().items())
     number = lambda n: f"{n} cell" if n == 1 else f"{n} cells"
-    said = [f"Paper | ours, {measure} in percent; ours: mean ± standard deviation over the models; –: not run.",
+    said = [f"Paper | ours, {measure} in percent; ours: mean ± standard deviation over the students of a set, and with several sets over the means of the sets; –: not run.",
             f"{number(len(beside))}: {len(have)} with a number of ours" + (f" ({runs})" if runs else "") + f", {int(beside['missing'].sum())} not run."]
     said += [text + "." for letter, text in MARKS.items() if letter in set(have["mark"])]
     if beside["noted"].any(): said.append(f"*: something is odd about the paper's number ({number(beside['noted'].sum())}, see the audit); it stands as printed.")

@@ -171,6 +171,12 @@ def test_methods_may_have_other_options():
     assert not {"options", "training"} & set(table(rows).columns)
 
 
+def test_options_may_change_with_the_images_per_class():
+    "Presets differ between one image per class and ten: that is no difference between lines of one method"
+    rows = [row(), row(ipc=10, options={"iterations": 20}, options_digest="o1", recipe={"epochs": 1}, recipe_digest="r1", model_key="m1")]
+    assert not {"options", "training"} & set(table(rows).columns) and not {"options", "training"} & set(standings(rows).columns)
+
+
 def test_steps_of_a_library_attack_are_told():
     t = table([row(attack="ta:TIFGSM", steps=s, model_key=f"m{s}") for s in (1, 50)])
     assert t.query("attack != 'clean'")["attack"].tolist() == ["ta:TIFGSM, 1 step", "ta:TIFGSM, 50 steps"]

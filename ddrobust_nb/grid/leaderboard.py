@@ -40,7 +40,8 @@ def condition_of(line) -> tuple:
 
 def _place(line, lines):
     "How many of the lines under its condition are better, and one"
-    better = [other for other in lines if spread_of(other).mean > spread_of(line).mean]
+    mean = round(spread_of(line).mean, 9)      # the order of a sum is no difference
+    better = [other for other in lines if round(spread_of(other).mean, 9) > mean]
     return 1 + len(better)
 
 def standings(

@@ -113,7 +113,7 @@ def name_given(rows):
 def content_of(row):
     "Digest of the given set or model"
     if row.values["origin"] == "given model": return row.model
-    return row.values["set_key"] or row.model
+    return row.values["set_key"] or ""
 
 def named(row):
     "Whether a card says what was given; an old row may be of a set that was made here"
@@ -275,11 +275,16 @@ def _origin_text(line):
     "Where a line came from, with the digest where it is known by that alone"
     return " ".join(filter(None, [line["origin"] or NOT_RECORDED, line.given[:8]]))
 
+def _of_one_method(lines):
+    "Lines of one method under the same conditions, as lists"
+    groups = {}
+    for line in lines: groups.setdefault((line["method"], *(line.compared(name) for name in OF_CELL)), []).append(line)
+    return [*groups.values()]
+
 def _needed(lines, name):
-    "Whether lines of one method differ in a field"
-    seen = {}
-    for line in lines: seen.setdefault(line["method"], set()).add((line[name], line.given if name == "origin" else ""))
-    return any(len(values) > 1 for values in seen.values())
+    "Whether lines of one method differ in a field under the same conditions"
+    def seen(line): return line[name], line.given if name == "origin" else ""
+    return any(len({seen(line) for line in group}) > 1 for group in _of_one_method(lines))
 
 def _condition_differs(lines, name):
     "Whether a condition is not the same everywhere; data under one name only count where they are not the same data"
@@ -321,8 +326,7 @@ def attack_columns(
 def _explained(lines, name):
     "For each line what its dict has that those of the same method have not"
     found = {}
-    for method in dict.fromkeys(line["method"] for line in lines):
-        mine = [line for line in lines if line["method"] == method]
+    for mine in _of_one_method(lines):
         dicts = [normal_recipe(line[name]) if name == "recipe" else line[name] for line in mine]
         found |= dict(zip(mine, _differences(dicts)))
     return found

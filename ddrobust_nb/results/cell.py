@@ -719,7 +719,7 @@ def _flags_of(finished):
 
 # %% ../../nbs/results/54_cell.ipynb #c103
 def _model_card(f, m):
-    "What lies beside a model, so that it can be given back and still be told from others"
+    "The card of a model: given back, it is still known as what it was"
     training = training_of(f.cell, f.distilled)
     return dict(
         dataset=f.cell.dataset, method=f.cell.method, ipc=f.cell.ipc, network=f.cell.network, seed=m.seed, key=m.key,

@@ -15,10 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-import torch
 from safetensors.torch import save_file
 from ..augment import strategy_for
-from ..attacks.robustness import attacked_index
 from ..attacks.threat import NAMED, ONE_STEP, PARTS, PRESETS
 from ..data import Data
 from ..distilled import DistilledSet, class_balanced, distiller, load_set, random
@@ -26,7 +24,7 @@ from ..mixing import MIX_VERSION, card_augment, check_mixed, control, mix, mixin
 from ..networks import network_revision
 from ..protocols import PROTOCOLS
 from .cell import VERSIONS, Cell, Distilled, artefacts, attack_cell, attack_key, distil_cell, finish_cell, plan_cell, set_digest
-from .cell import _out_folder, _read_model, _write_model   # the files of a model, and the check of `out`, are those of a cell
+from .cell import _flags_of, _out_folder, _read_model, _write_model   # files, and the check of `out`, are those of a cell
 from .keys import recipe_fields, threat_fields
 from .lines import OF_ATTACK
 from .paper import paper_table
@@ -214,9 +212,8 @@ def write_mixing(run:Mixing, finished:list) -> list:  # All rows
     cell.out.mkdir(parents=True, exist_ok=True)
     card = dict(name=f"{cell.dataset}, mixing", key=cell.key, method="mixing", protocol=cell.protocol.name, options={}, ready="", checkpoint="")
     write_json(cell.out/"cell.json", card | mixing_config(run) | dict(artefacts=mixing_artefacts(run, finished)))
-    flags = {r.key: e.flags.to(torch.uint8) for f in finished for r, e in zip(f.rows, [e for es in f.evaluations for e in es])}
-    save_file(flags | {"index": attacked_index(cell.data, cell.n_test)}, cell.out/"flags.safetensors")
-    write_results(rows, cell.out)                            # last: where there are rows, everything else is there
+    write_results(rows, cell.out)                            # before what is larger: a full disk may cost copies, not rows
+    save_file(_flags_of(finished), cell.out/"flags.safetensors")
     return rows
 
 def mixing_artefacts(run:Mixing, finished:list) -> list:
@@ -268,7 +265,7 @@ def mixing_rows(rows) -> pd.DataFrame:
     return df.assign(training=[_training(recipe) for recipe in df["recipe"]])
 
 def _training(recipe):
-    "What tells one recipe from another, whatever labels the distilled images have"
+    "What tells one recipe from another; the labels of the distilled images do not count"
     known = normal_recipe(recipe) if isinstance(recipe, dict) else None
     return digest_of(known and {name: value for name, value in known.items() if name != "labels"})
 

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONDITION', 'IDENTITY', 'RECORDED', 'OF_CELL', 'OF_ATTACK', 'DIGESTS', 'GIVEN', 'COLUMNS', 'ATTACK_COLUMNS', 'LABEL',
-           'Known', 'grouped', 'name_models', 'name_of_set', 'name_given', 'content_of', 'named', 'one_content_a_seed',
-           'Line', 'one_per_model', 'lines_of', 'experiments_of', 'Deviation', 'deviation', 'spread_of', 'percent',
+           'Known', 'grouped', 'Line', 'lines_of', 'experiments_of', 'Deviation', 'deviation', 'spread_of', 'percent',
            'over_sets', 'interval_of', 'best_of', 'cell_columns', 'attack_columns', 'caption_of', 'flags_of',
            'compare_lines']
 
@@ -84,7 +83,7 @@ def grouped(
     return groups
 
 # %% ../../nbs/results/52_lines.ipynb #c014
-def name_models(rows):
+def _name_models(rows):
     "Give each row a name of its model; rows of both formats about one model get the same"
     by_seed = {}
     for row in rows:
@@ -96,34 +95,34 @@ def name_models(rows):
 def _set_and_seed(row):
     return f"{row.values['set_key']}/{row.values['set_seed']}/{row.values['seed']}"
 
-def name_of_set(row):
+def _name_of_set(row):
     "A name of the set behind a row; where only a model was given, the seed that its card names has to do"
     return row.values["set_key"] or f"seed {row.values['set_seed']}"
 
 # %% ../../nbs/results/52_lines.ipynb #c017
 GIVEN = ("given set", "given model", "")   # "": not recorded, so perhaps given
 
-def name_given(rows):
+def _name_given(rows):
     "Give the digest of what was given to the rows that it makes an experiment of their own"
     perhaps = [row for row in rows if row.values["origin"] in GIVEN]
     for group in grouped(perhaps, [*OF_CELL, *DIGESTS]).values():
-        if named(group[0]) and one_content_a_seed(group): continue
-        for row in group: row.given = content_of(row)
+        if _named(group[0]) and _one_content_a_seed(group): continue
+        for row in group: row.given = _content_of(row)
 
-def content_of(row):
+def _content_of(row):
     "Digest of the given set or model"
     if row.values["origin"] == "given model": return row.model
     return row.values["set_key"] or ""
 
-def named(row):
+def _named(row):
     "Whether a card says what was given; an old row may be of a set that was made here"
     known = row.values["options_digest"] and row.values["method"] != "unknown"
     return row.values["origin"] == "" or bool(known)
 
-def one_content_a_seed(group):
+def _one_content_a_seed(group):
     "Whether different contents have different seeds"
     names = ("set_seed", "seed") if group[0].values["origin"] == "given model" else ("set_seed",)
-    pairs = {(content_of(row), *(row.values[name] for name in names)) for row in group}
+    pairs = {(_content_of(row), *(row.values[name] for name in names)) for row in group}
     contents, seeds = {pair[0] for pair in pairs}, {pair[1:] for pair in pairs}
     return len(contents) == len(pairs) == len(seeds)
 
@@ -131,9 +130,9 @@ def one_content_a_seed(group):
 def _known(rows):
     "Each row with everything that is compared about it"
     found = _plain(rows)
-    name_models(found)
-    for row in found: row.of_set = name_of_set(row)
-    name_given(found)
+    _name_models(found)
+    for row in found: row.of_set = _name_of_set(row)
+    _name_given(found)
     return found
 
 # %% ../../nbs/results/52_lines.ipynb #c021
@@ -159,7 +158,7 @@ class Line:
     def __getitem__(self, field): return self.rows[0].values[field]
 
 # %% ../../nbs/results/52_lines.ipynb #c023
-def one_per_model(group):
+def _one_per_model(group):
     "One row for each model; of several, the first that holds flags, else the first"
     found = {}
     for row in group:
@@ -173,9 +172,9 @@ def lines_of(
     "Every experiment in some rows, under every set of conditions: its clean line, then its attacks"
     lines = []
     for cell in grouped(_known(rows), [*OF_CELL, *DIGESTS]).values():
-        lines.append(Line(one_per_model(cell), clean=True))
+        lines.append(Line(_one_per_model(cell), clean=True))
         attacked = [row for row in cell if row.values["attack"] != "none"]
-        lines += [Line(one_per_model(group)) for group in grouped(attacked, OF_ATTACK).values()]
+        lines += [Line(_one_per_model(group)) for group in grouped(attacked, OF_ATTACK).values()]
     return lines
 
 def experiments_of(
@@ -183,7 +182,7 @@ def experiments_of(
 ) -> list:  # Of frames, with a row for each model
     "Every experiment under every set of conditions, rows without attack among them"
     groups = grouped(_known(rows), [*OF_CELL, *DIGESTS, *OF_ATTACK]).values()
-    return [rows.iloc[[row.place for row in one_per_model(group)]] for group in groups]
+    return [rows.iloc[[row.place for row in _one_per_model(group)]] for group in groups]
 
 # %% ../../nbs/results/52_lines.ipynb #c028
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import asdict, fields, replace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 from torchvision.models import resnet18
 
@@ -289,3 +289,42 @@ def test_every_other_whole_is_trained():
     for spec in (specs["cifar10"], specs["imagenette"]): assert published("whole", spec, "ResNet18") == ""
     assert published("sre2l", specs["imagenet1k"], "ResNet18") == published("whole", specs["imagenet1k"], "ConvNetD5") == ""
     assert published("whole", replace(specs["imagenet1k"], size=64), "ResNet18") == ""         # another stem
+
+
+# ---- what was given
+
+def given_cell(place, **given):
+    usual = dict(dataset="tiny", network=NETWORK, attacks="fgsm@8/255", n_test=12, device="cpu", store=str(place))
+    cell = plan_cell(**usual | given)
+    return replace(cell, recipe=replace(cell.recipe, epochs=2, lr=0.1, check_every=2, check_n=0))
+
+
+def test_two_given_sets_are_two_lines(tmp_path):
+    rows = []
+    for i in (0, 1):
+        images = torch.rand(4, 3, 8, 8, generator=generator(i, "given"))
+        save_file({"images": images, "labels": torch.arange(4)}, tmp_path / f"{i}.safetensors")
+        done = run_stages(given_cell(tmp_path / "store", distilled=str(tmp_path / f"{i}.safetensors"), method="mine", ipc=1, n_models=2))
+        assert {(r.origin, r.options_digest, r.labels) for r in done.rows} == {("given set", "", "hard")}
+        rows += done.rows
+    t = table(rows)
+    assert t["from"].nunique() == 2 and set(t["models"]) == {2} and len(t) == 4
+
+
+def test_two_given_models_are_two_lines_and_those_of_one_cell_are_one(tmp_path):
+    cell = given_cell(tmp_path / "store", method="random", ipc=1, n_models=2)
+    done = run_stages(cell)
+    write_out(done)
+    rows = []
+    for model in sorted(cell.out.glob("model-*.safetensors")):
+        bare = tmp_path / model.name
+        bare.write_bytes(model.read_bytes())                               # without its card
+        found = run_stages(given_cell(tmp_path / "store", checkpoint=str(bare))).rows
+        assert {(r.origin, r.set_key, r.recipe) for r in found} == {("given model", "", None)}
+        rows += found
+    t = table(rows)
+    assert t["from"].nunique() == 2 and set(t["models"]) == {1} and len(t) == 4
+    known = [r for model in sorted(cell.out.glob("model-*.safetensors")) for r in run_stages(given_cell(tmp_path / "store", checkpoint=str(model))).rows]
+    t = table(known)                                                        # their cards name one method, one set and two seeds
+    assert set(t["models"]) == {2} and len(t) == 2 and {r.seed for r in known} == {0, 1}
+    assert [r.robust for r in known] == [r.robust for r in rows] == [r.robust for r in done.rows]

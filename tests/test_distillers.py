@@ -284,7 +284,7 @@ def test_only_what_changed_has_a_revision():
 
 def test_features_are_not_taken_in_several_passes_where_batch_norm_would_notice(data):
     net = make_network("ResNet18-w4", data.spec)
-    with pytest.raises(InputError, match="call net.eval"): embed(net.train(), data.train_images, "cpu")
+    with pytest.raises(InputError, match="call model.eval"): embed(net.train(), data.train_images, "cpu")
     assert torch.equal(embed(net.eval(), data.train_images, "cpu", batch=39)[:2], embed(net, data.train_images[:2], "cpu"))
 
 

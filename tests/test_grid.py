@@ -585,7 +585,24 @@ def test_a_submission_is_checked(undisturbed, tmp_path):
     assert submit([replace(rows[0], warnings=("saturation",))]) == []
 
 
-@pytest.mark.parametrize("what", [dict(ipc=[1]), dict(steps="x"), dict(preset=None), dict(n=1e19), dict(drop_rate="0.5"), dict(set_seed={}), dict(n=0), dict(n=-3), dict(ipc=0), dict(robust="1"), dict(clean=2.0), dict(data_fingerprint=None),
+@pytest.mark.parametrize("what, text", [
+    (dict(eps_255=1.0), "eps_255 must be"), (dict(eps_255=None), "eps_255 must be"), (dict(steps=0), "steps must be 1"), (dict(steps=-3), "steps must be 1"), (dict(n_clean=-1), "n_clean must be"), (dict(n=0), "n must be"),
+    (dict(n=200_000), "the test set has"), (dict(severity=9), "severity"), (dict(origin="made up"), "origin must be"), (dict(flags="zz"), "flags"), (dict(flags="ff"), "flags"), (dict(flags="f" * 6), "flags say")])
+def test_rows_that_cannot_be_are_named(undisturbed, tmp_path, what, text):
+    row = asdict(next(r for r in rows_of_store(undisturbed[0]) if r.method == "dm" and r.robust < 1))
+    write_json(tmp_path / "card.json", dict(method="dm", authors="A. Body", source="https://example.org"))
+    write_json(tmp_path / "results.json", [row | what])
+    assert text in " ".join(check_submission(tmp_path))
+
+
+def test_one_model_cannot_have_two_results(undisturbed, tmp_path):
+    row = asdict(next(r for r in rows_of_store(undisturbed[0]) if r.method == "dm"))
+    write_json(tmp_path / "card.json", dict(method="dm", authors="A. Body", source="https://example.org"))
+    write_json(tmp_path / "results.json", [row, row | dict(robust=0.05, drop_rate=1 - 0.05 / row["clean_n"], flags="")])
+    assert "another row of the same model" in " ".join(check_submission(tmp_path))
+
+
+@pytest.mark.parametrize("what", [dict(ipc=[1]), dict(steps="x"), dict(preset=None), dict(n=1e19), dict(alpha="1/0"), dict(drop_rate="0.5"), dict(set_seed={}), dict(n=0), dict(n=-3), dict(ipc=0), dict(robust="1"), dict(clean=2.0), dict(data_fingerprint=None),
                                   dict(warnings=3), dict(versions=7), dict(n=10**400), dict(alpha=[]), dict(norm=5), dict(commit={}), dict(clean_n=-0.5), dict(unknown_field=1)])
 def test_a_strange_submission_is_answered_in_sentences(undisturbed, tmp_path, what):
     row = asdict(next(r for r in rows_of_store(undisturbed[0]) if r.method == "dm"))

@@ -249,3 +249,48 @@ def test_frames_and_rows_give_the_same_lines():
     a, b = lines_of(rows), lines_of(frame(rows))
     assert [(x.clean, x.models, x.values) for x in a] == [(x.clean, x.models, x.values) for x in b]
     assert len(experiments_of(frame(rows))) == 2 and isinstance(cell_columns(a), dict) and asdict(rows[0]) and isinstance(digest_of({}), str) and isinstance(frame(rows), pd.DataFrame)
+
+
+# ---- what a fresh pair of eyes found
+
+def test_real_images_are_one_set_beside_every_method():
+    "Their key names the network of the method beside them, although none chose them"
+    def random(key, seed=0, set_seed=0, robust=0.5):
+        return row(method="random", distill_network="", options={}, options_digest="", set_key=key, model_key=f"{key}{seed}", seed=seed, set_seed=set_seed, robust=robust)
+    line, = attacked([random("a"), random("b"), random("b", robust=0.5)])
+    assert (line.models, line.sets) == (1, 1)
+    line, = attacked([random("a", robust=0.6), random("b", robust=0.6), random("a", seed=100, set_seed=1, robust=0.7)])
+    assert (line.models, line.sets, spread_of(line).mean) == (2, 2, pytest.approx(0.65))
+
+
+@pytest.mark.parametrize("change", [dict(select="best_test"), dict(network="ResNet18"), dict(recipe_digest="r1"), dict(labels="soft"), dict(protocol="full")])
+def test_an_old_row_is_named_after_the_model_of_its_own_line(change):
+    new, other = row(model_key="K1"), row(model_key="K2", **change)
+    old = replace(new, model_key="")
+    for rows in ([old, new, other], [old, other, new], [other, old, new], [new, other, old]):
+        assert [line.models for line in attacked(rows)] == [1, 1]
+
+
+def test_bars_of_two_settings_have_two_places_and_two_labels():
+    changes = [dict(), dict(alpha="1/255"), dict(random_start=False), dict(n=50, index_digest="i1"), dict(norm="L2"), dict(attack="ta:TIFGSM", steps=5), dict(attack="ta:TIFGSM", steps=10), dict(severity=2)]
+    axes = plot_rows([row(model_key=f"m{i}", **change) for i, change in enumerate(changes)]).axes[0]
+    labels = [t.get_text() for t in axes.get_xticklabels()]
+    assert len(labels) == len(set(labels)) == 1 + len(changes)
+    assert len({round(p.get_x() + p.get_width() / 2, 3) for p in axes.patches}) == 1 + len(changes)
+    axes = plot_rows([row(), row(alpha="4/510", eps="16/510", method="dc", model_key="m1")]).axes[0]
+    assert len(axes.get_xticks()) == 2                                     # one size, written in two ways
+
+
+def test_legends_name_the_images_per_class_where_they_differ():
+    axes = plot_rows([row(), row(ipc=10, model_key="m1")]).axes[0]
+    assert {t.get_text() for t in axes.get_legend().get_texts()} == {"dm, ipc 1", "dm, ipc 10"}
+
+
+@pytest.mark.parametrize("change, column", [(dict(random_start=False), "random start"), (dict(norm="L2"), "norm"), (dict(severity=2), "severity"), (dict(source_model="s"), "made on")])
+def test_standings_say_what_tells_conditions_apart(change, column):
+    board = standings([row(), row(model_key="m1", **change)])
+    assert board["condition"].nunique() == 2 and board[column].nunique() == 2
+
+
+def test_a_given_set_that_does_not_say_its_size_is_no_whole_training_set():
+    assert set(table([row(origin="given set", ipc=None)])["ipc"]) == {"–"} and set(table([row(origin="whole", method="whole", ipc=None)])["ipc"]) == {"all"}

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ from ddrobust_nb.train import Recipe, view
 
 
 def spec(channels=3, size=32, classes=10):
-    return SimpleNamespace(name="demo", classes=classes, size=size, channels=channels, mean=(0.5, 0.4, 0.3)[:channels], std=(0.25, 0.2, 0.3)[:channels])
+    return Spec(name="demo", classes=classes, size=size, channels=channels, mean=(0.5, 0.4, 0.3)[:channels], std=(0.25, 0.2, 0.3)[:channels])
 
 
 @pytest.mark.parametrize("case, channels, size, depth", [("c32d3", 3, 32, 3), ("c28d3", 1, 28, 3), ("c64d4", 3, 64, 4)])

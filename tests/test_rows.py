@@ -223,7 +223,7 @@ def test_what_lies_beside_old_rows_may_be_damaged(tmp_path, name, text):
 
 
 def test_a_row_round_trips(tmp_path):
-    row = replace(row_from(NEW), options={"a": [1, 2]}, recipe={"lr": 0.5}, flags="ff", warnings=("noise",), random_start=False)
+    row = replace(row_from(NEW), options={"a": [1, 2]}, options_digest=digest_of({"a": [1, 2]}), recipe={"lr": 0.5}, recipe_digest=digest_of({"lr": 0.5}), flags="ff", warnings=("noise",), random_start=False)
     write_results([row], tmp_path)
     assert read_results(tmp_path) == [row]
     assert {f.name for f in fields(Result) if f.default is MISSING} >= {"dataset", "clean", "robust"}
@@ -232,3 +232,38 @@ def test_a_row_round_trips(tmp_path):
 @pytest.mark.parametrize("a, b", [("2/255", "4/510"), ("0.5", "1/2"), (None, ""), (float("nan"), None)])
 def test_sizes_are_compared_as_numbers(a, b):
     assert grey_levels(a) == grey_levels(b)
+
+
+# ---- what a fresh pair of eyes found
+
+@pytest.mark.parametrize("what", [dict(alpha="x"), dict(alpha="1/0"), dict(alpha="nan"), dict(alpha="9" * 5000), dict(alpha="-2/255"), dict(eps="x")])
+def test_sizes_that_are_none_are_one_sentence(tmp_path, what):
+    (tmp_path / "results.json").write_text(json.dumps([NEW | what]))
+    with pytest.raises(InputError, match="must be a fraction"): read_results(tmp_path)
+
+
+def test_a_digest_is_that_of_the_options(tmp_path):
+    "Rows cannot borrow the line of others by writing down their digest"
+    (tmp_path / "results.json").write_text(json.dumps([NEW | dict(options={"a": 99}), NEW | dict(recipe={"lr": 7.0})]))
+    one, two = read_results(tmp_path)
+    assert one.options_digest == digest_of({"a": 99}) != NEW["options_digest"] and two.recipe_digest == digest_of({"lr": 7}) != NEW["recipe_digest"]
+
+
+@pytest.mark.parametrize("name, card", [
+    *(("cell.json", CELL | dict(recipe=recipe)) for recipe in ("quick", [1], {"lr": float("nan")})),
+    *(("set-dm/set.json", dict(method="dm", seed=0, config={}) | card) for card in (dict(seed=[1]), dict(method={}), dict(config="x"), dict(config=[1]), dict(config={"lr": float("nan")}))),
+    *(("model-dm-seed0.json", dict(method="dm", seed=0, key="k") | card) for card in (dict(seed=[0]), dict(method=[0]), dict(key=5), dict(key=None)))])
+def test_a_card_with_odd_values_counts_as_saying_nothing(tmp_path, name, card):
+    folder = in_folder(tmp_path, [old()])
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(json.dumps(card))
+    assert read_results(folder)[0].robust == old()["robust"]
+
+
+@pytest.mark.parametrize("what", [dict(set_seed={}), dict(seed=[1]), dict(n=20.5, n_clean=20.5), dict(n="x", n_clean="x"), dict(n=None, n_clean=None), dict(n=-5, n_clean=-5)])
+def test_odd_old_rows_are_one_sentence(tmp_path, what):
+    with pytest.raises(InputError, match="row 0"): read_results(in_folder(tmp_path, [old(**what)]))
+
+
+def test_an_old_row_of_absurdly_many_images_takes_no_memory(tmp_path):
+    assert read_results(in_folder(tmp_path, [old(n=10**13, n_clean=10**13)]))[0].index_digest == ""

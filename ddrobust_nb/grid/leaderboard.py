@@ -13,9 +13,9 @@ from pathlib import Path
 import pandas as pd
 from ..attacks.metrics import drop_rate
 from ..results.cell import BASELINE
-from ..results.lines import CONDITION, OF_CELL, cell_columns, interval_of, lines_of, over_sets, percent, spread_of
+from ..results.lines import CONDITION, OF_CELL, attack_columns, cell_columns, interval_of, lines_of, over_sets, percent, spread_of
 from ..results.report import attack_label
-from ..results.rows import read_results
+from ..results.rows import ORIGINS, from_hex, grey_levels, read_results
 
 # %% ../../nbs/grid/64_leaderboard.ipynb #c901
 IDENTITIES = ("distilled with", "options", "training", "labels", "from", "trained against", "control of")   # Columns that say which experiment a line is
@@ -30,7 +30,7 @@ def _numbers(line):
     "What was measured of a line"
     d = spread_of(line)
     low, high = interval_of(line)
-    return {"clean %": percent(spread_of(line, "clean")), "robust %": percent(d), "95 % interval": f"{100 * low:.1f} to {100 * high:.1f}",
+    return {"clean %": percent(spread_of(line, "clean")), "robust %": percent(d), "95 % interval": "–" if low is None else f"{100 * low:.1f} to {100 * high:.1f}",
             "drop rate %": percent(spread_of(line, "drop_rate")), "models": line.models, "images": line.images, "sets": line.sets, "± over sets": over_sets(d)}
 
 # %% ../../nbs/grid/64_leaderboard.ipynb #c005
@@ -50,6 +50,7 @@ def standings(
     "Experiments under equal conditions, best first within a condition"
     attacked = [line for line in lines_of(rows) if not line.clean and line.values]
     columns = cell_columns(attacked)
+    settings = {heading: dict(zip(attacked, texts)) for heading, texts in attack_columns(attacked).items()}
     identity = {heading: dict(zip(attacked, texts)) for heading, texts in columns.items() if heading in IDENTITIES}
     groups = {}
     for line in attacked: groups.setdefault(condition_of(line), []).append(line)
@@ -57,7 +58,8 @@ def standings(
     for i, lines in enumerate(groups.values()):
         for line in sorted(lines, key=lambda line: _place(line, lines)):
             extra = {heading: texts[line] for heading, texts in identity.items()}
-            found.append(dict(condition=i, **_standing(line), place=_place(line, lines), method=line["method"], **extra, **_numbers(line)))
+            setting = {heading: texts[line] for heading, texts in settings.items()}
+            found.append(dict(condition=i, **_standing(line), **setting, place=_place(line, lines), method=line["method"], **extra, **_numbers(line)))
     out = pd.DataFrame(found, columns=None if found else ["condition", "method", "place"])
     return out.drop(columns=["± over sets"]) if found and (out["sets"] == 1).all() else out
 
@@ -83,7 +85,7 @@ def check_submission(
     try: rows = own_rows(folder)
     except InputError as e: return wrong + [str(e)]
     if not rows: return wrong + [f"results.json holds no rows of a method (those of {BASELINE} are not counted)"]
-    return wrong + [f"row {i}: {what}" for i, r in enumerate(rows) for what in _row_faults(r, card.get("method"))][:20]
+    return wrong + [f"row {i}: {what}" for i, r in enumerate(rows) for what in _row_faults(r, card.get("method"))][:20] + [*_twice(rows)][:20]
 
 def _row_faults(r, method):
     share = lambda name: isinstance(getattr(r, name), (int, float)) and not isinstance(getattr(r, name), bool) and math.isfinite(getattr(r, name)) and 0 <= getattr(r, name) <= 1
@@ -92,11 +94,42 @@ def _row_faults(r, method):
         if not isinstance(getattr(r, name), str) or not getattr(r, name): yield f"{name} is missing"
     for name in ("clean", "clean_n", *(("robust",) if r.attack != "none" else ())):
         if not share(name): yield f"{name} must be a fraction in [0,1], got {getattr(r, name)!r}"
-    if r.ipc is not None and r.ipc < 1: yield f"ipc must be 1 or more, got {r.ipc!r}"
+    yield from _impossible(r)
     if r.attack == "none" or not share("robust") or not share("clean_n"): return
     if not isinstance(r.n, int) or r.n < 1: yield f"n must be the number of attacked images, got {r.n!r}"
     elif abs(r.robust * r.n - round(r.robust * r.n)) > 1e-6 * r.n: yield f"robust = {r.robust} is no share of {r.n} images"
     if r.robust > r.clean_n + 1e-9: yield f"robust accuracy {r.robust:.4f} is above the clean accuracy {r.clean_n:.4f} of the same images"
     due = drop_rate(r.clean_n, r.robust)
     if (due is None) != (r.drop_rate is None) or (due is not None and abs(due - r.drop_rate) > 1e-6): yield f"drop_rate is {r.drop_rate}, from clean and robust follows {due}"
+    yield from _flag_faults(r)
     if "strength" in r.warnings: yield "the self-check `strength` says that this attack is weaker than another one: attack with more steps, or leave the row out"
+
+# %% ../../nbs/grid/64_leaderboard.ipynb #c906
+def _impossible(r):
+    "What cannot be about the settings of a row"
+    least = dict(ipc=1, steps=1, severity=1, n=1, n_clean=1)
+    for name, low in least.items():
+        value = getattr(r, name)
+        if value is not None and value < low: yield f"{name} must be {low} or more, got {value!r}"
+    if r.severity is not None and r.severity > 5: yield f"severity must be from 1 to 5, got {r.severity!r}"
+    if r.n > r.n_clean: yield f"n is {r.n}, but the test set has {r.n_clean} images"
+    if r.origin and r.origin not in ORIGINS: yield f"origin must be one of {', '.join(ORIGINS)}, got {r.origin!r}"
+    size = grey_levels(r.eps)
+    if r.attack != "none" and (r.eps_255 is None or size is None or abs(size - r.eps_255) > 1e-3):
+        yield f"eps is {r.eps!r}, so eps_255 must be {size}, got {r.eps_255!r}"
+
+def _flag_faults(r):
+    "Whether the flags of a row say what its numbers say"
+    for name, share in (("flags", r.robust), ("clean_flags", r.clean_n)):
+        text = getattr(r, name)
+        if not text or share is None: continue
+        try: found = from_hex(text, r.n).mean()
+        except InputError as e: yield f"{name}: {e}"; continue
+        if abs(found - share) > 1e-6: yield f"{name} say {found:.4f}, the row says {share:.4f}"
+
+def _twice(rows):
+    "Rows of one model under one attack whose numbers differ"
+    seen = {}
+    for i, r in enumerate(rows):
+        at = r.model_key, r.attack, r.preset, r.backend, r.norm, r.eps_255, r.steps, r.alpha, r.n, r.index_digest
+        if r.model_key and seen.setdefault(at, r.robust) != r.robust: yield f"row {i}: another row of the same model and attack says {seen[at]!r}, this one {r.robust!r}"

@@ -159,7 +159,8 @@ def export_rows(
     "Write rows as CSV, or their table as Markdown or LaTeX"
     if not rows: raise InputError("there are no rows to write: run a cell first")
     path = check_path("path", path)
-    return write_table(frame(rows) if path.suffix == ".csv" else table(rows), path, footnotes(rows))
+    if path.suffix == ".csv": return write_table(frame(rows), path)
+    return write_table(table(rows), path, footnotes(rows))
 
 # %% ../../nbs/grid/63_status.ipynb #c024
 def paper_layout(

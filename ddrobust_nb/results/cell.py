@@ -269,7 +269,7 @@ def _out_folder(out, store, cell, key):
     out = check_path("out", out).absolute() if out else store.root/"cells"/f"{name}-{cell.method}-ipc{cell.ipc or 'all'}-{key[:8]}"
     try: other = json.loads((out/"cell.json").read_text(encoding="utf-8"))
     except FileNotFoundError: return out
-    except (ValueError, OSError): other = None
+    except (ValueError, OSError, RecursionError): other = None
     if not isinstance(other, dict): raise InputError(f"out={out} holds a damaged cell.json: remove that folder or choose another out")
     if other.get("key") != key: raise InputError(f"out={out} holds another cell ({other.get('name')}): choose another out, or remove that folder")
     return out
@@ -282,10 +282,18 @@ def set_digest(dset:DistilledSet) -> str:
         if t is not None: sha.update(f"{t.dtype} {list(t.shape)}".encode() + t.contiguous().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
 
+def _revisions(cell):
+    "The revisions of what a cell makes, where there are any: without them its old rows would pass for new ones"
+    found = dict(network=network_revision(cell.network, cell.data.spec))
+    if not (cell.ready or cell.checkpoint) and cell.method in distiller:
+        found["set"] = distiller[cell.method].revision(cell.data, cell.distill_network, cell.options)
+    found = {name: revision for name, revision in found.items() if revision is not None}
+    return dict(revisions=found) if found else {}
+
 def cell_config(cell:Cell) -> dict:
     "What makes this cell different from others, as JSON"
     ready = set_digest(cell.ready) if cell.ready else ""
-    return dict(dataset=cell.dataset, method=cell.method, ipc=cell.ipc, network=cell.network, distill_network=cell.distill_network, protocol=cell.protocol.name,
+    return _revisions(cell) | dict(dataset=cell.dataset, method=cell.method, ipc=cell.ipc, network=cell.network, distill_network=cell.distill_network, protocol=cell.protocol.name,
                 recipe=_recipe_fields(cell.recipe), options=option_fields(cell.options), threats=_threat_fields(cell.threats), n_test=cell.n_test, n_models=cell.n_models, seed=cell.seed,
                 ready=ready, checkpoint=sha256_of(Path(cell.checkpoint).expanduser()) if cell.checkpoint else "")
 

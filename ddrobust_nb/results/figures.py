@@ -66,7 +66,7 @@ def rows_in(
         elsewhere = rows["distill_network"].fillna("").ne("") & (rows["distill_network"] != rows["network"]) & (rows["method"] != "whole")
         return rows.assign(changed=(anew | elsewhere | (rows["select"] != select)).astype(bool))
     except InputError: raise
-    except (ValueError, TypeError, KeyError, AttributeError) as e: raise InputError(f"{file}, or cell.json beside it, is damaged: {e}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e: raise InputError(f"{file}, or cell.json beside it, is damaged: {e}") from None
 
 # %% ../../nbs/results/56_figures.ipynb #c014
 def find_rows(
@@ -75,7 +75,7 @@ def find_rows(
     "Every result row below some folders, each once"
     files = {str(place): sorted(Path(place).expanduser().rglob("results.json")) for place in places}
     found = pd.concat([typed([]).assign(changed=pd.Series(dtype=bool)), *(rows_in(file) for some in files.values() for file in some)], ignore_index=True)
-    found = found.drop_duplicates(["key", "seed", "model_key"], ignore_index=True)
+    found = found.drop_duplicates(["key", "method", "set_key", "seed", "model_key", "attack", "preset", "eps_255", "steps"], ignore_index=True)
     found.attrs["places"] = {place: len(some) if Path(place).expanduser().is_dir() else None for place, some in files.items()}
     return found
 
@@ -196,13 +196,9 @@ def beside_paper(
     ours = pd.DataFrame([our_cell(group) for group in chosen], columns=[*CELL, *OURS]).astype({**paper.dtypes[CELL].to_dict(), **OURS})
     out = with_notes(paper).merge(ours, on=CELL, how="left")
     out = out.assign(missing=out["ours"].isna(), **{name: out[of] - out["value"] for name, of in (("difference", "ours"), ("difference_low", "low"), ("difference_high", "high"))})
-    others = sum(_models(group) - _models(one) for group, one in zip(meant, chosen))
+    others = sum(sum(map(len, experiments_of(group))) - len(one) for group, one in zip(meant, chosen))
     out.attrs["left_out"] = met.loc[met["why"] != "", "why"].value_counts().to_dict() | ({"another run or experiment of the same cell": others} if others else {})
     return out
-
-def _models(rows):
-    "How many models some rows are of"
-    return len(rows.drop_duplicates(MODEL))
 
 # %% ../../nbs/results/56_figures.ipynb #c045
 def with_notes(paper):
@@ -224,7 +220,7 @@ def cell_text(
     "Paper | ours, in percent; a star where something is odd about the paper's, a dash where ours has not been run, a letter of `MARKS`"
     several = not row["missing"] and row["models"] > row["sets"]
     spread = f" ± {100 * row['sd']:.2f}" if several else ""
-    if not row["missing"] and row["sets"] > 1: spread += f" ({row['sets']} sets ± {100 * row['sd_sets']:.2f})"
+    if not row["missing"] and row["sets"] > 1: spread += f" ({int(row['sets'])} sets ± {100 * row['sd_sets']:.2f})"
     ours = "–" if row["missing"] else f"{100 * row['ours']:.2f}{spread} {row['mark']}".rstrip()
     return f"{row['printed']}{'*' if row['noted'] else ''} | {ours}"
 

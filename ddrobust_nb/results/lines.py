@@ -87,17 +87,30 @@ def _name_models(rows):
     "Give each row a name of its model; rows of both formats about one model get the same"
     by_seed = {}
     for row in rows:
-        if key := row.values["model_key"]: by_seed[_set_and_seed(row)] = key
-    for row in rows:
-        seeds = _set_and_seed(row)
-        row.model = row.values["model_key"] or by_seed.get(seeds) or seeds
+        if key := _own_key(row): by_seed[_of_line(row)] = key
+    for row in rows: row.model = _own_key(row) or by_seed.get(_of_line(row)) or "/".join(map(str, _seeds(row)))
 
-def _set_and_seed(row):
-    return f"{row.values['set_key']}/{row.values['set_seed']}/{row.values['seed']}"
+def _own_key(row):
+    "The key of a row's model; empty where another row may have another key for the same model"
+    return "" if _without_network(row) else row.values["model_key"]
+
+def _without_network(row):
+    "Whether the set was chosen here without a network: real images, which are the same beside every method"
+    return row.values["origin"] == "distilled" and not row.values["distill_network"]
+
+def _seeds(row):
+    "What tells a model from others of its line"
+    set_key = "" if _without_network(row) else row.values["set_key"]
+    return set_key, row.values["set_seed"], row.values["seed"]
+
+def _of_line(row):
+    "The same with everything that tells its line from others"
+    return _seeds(row) + tuple(row.of(name) for name in (*OF_CELL, *DIGESTS))
 
 def _name_of_set(row):
     "A name of the set behind a row; where only a model was given, the seed that its card names has to do"
-    return row.values["set_key"] or f"seed {row.values['set_seed']}"
+    key = "" if _without_network(row) else row.values["set_key"]
+    return key or f"seed {row.values['set_seed']}"
 
 # %% ../../nbs/results/52_lines.ipynb #c017
 GIVEN = ("given set", "given model", "")   # "": not recorded, so perhaps given
@@ -253,7 +266,7 @@ def _differences(dicts):
     odd = [name for name in names if len({repr(d.get(name)) for d in known}) > 1]
     def text(d):
         if d is None: return NOT_RECORDED
-        return ", ".join(f"{name} {_short(d.get(name))}" for name in odd) or "recorded"
+        return ", ".join(f"{name} {_short(d.get(name))}" for name in odd) or ("recorded" if len(known) < len(dicts) else "–")
     return [text(d) for d in dicts]
 
 def _short(value):

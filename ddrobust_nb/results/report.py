@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 from ..attacks.checks import EXPLAINED
 from ..attacks.metrics import wilson
-from .lines import attack_columns, best_of, caption_of, cell_columns, interval_of, lines_of, over_sets, percent, spread_of
+from .lines import OF_ATTACK, attack_columns, best_of, caption_of, cell_columns, interval_of, lines_of, over_sets, percent, spread_of
 from .paper import DATASETS, METHODS, paper_row
 from .rows import Result, frame, read_results
 from .showing import text_or_say
@@ -52,6 +52,11 @@ def paper_text(dataset, method, ipc, attack, eps_255=None, steps=None) -> str:
 # %% ../../nbs/results/53_report.ipynb #c020
 VARIANTS = {"worst_iterate": "worst iterate %", "carry_over_eps": "with carry %"}   # Stronger than the paper's definition
 
+def _ipc_text(line):
+    "Images per class; `all` for a whole training set, a dash where a given set does not say"
+    if line["ipc"] is not None: return int(line["ipc"])
+    return "–" if line["origin"] in ("given set", "given model") else "all"
+
 def _shown(line):
     "What a table shows of every line"
     d = spread_of(line)
@@ -62,7 +67,7 @@ def _shown(line):
     eps_255 = None if line.clean else line["eps_255"]
     return {
         "method": line["method"],
-        "ipc": "all" if line["ipc"] is None else int(line["ipc"]),
+        "ipc": _ipc_text(line),
         "attack": "clean" if line.clean else attack_label(attack, steps, line["preset"] or "", line["backend"] or ""),
         "eps": "–" if line.clean else line["eps"],
         "accuracy %": percent(d),
@@ -97,7 +102,8 @@ def table(
 def footnotes(rows) -> list:
     "What a reader of the table has to know, a sentence each"
     if not len(rows): return ["There are no rows."]
-    df, lines, notes = frame(rows), lines_of(rows), []
+    df = rows if isinstance(rows, pd.DataFrame) else frame(rows)
+    lines, notes = lines_of(df), []
     same = ", ".join(values[0] for name in ("dataset", "network") if len(values := df[name].dropna().unique()) == 1)
     over = "students of one set" if any(line.sets > 1 for line in lines) else "models"
     notes.append(f"{same + '. ' if same else ''}Protocol {', '.join(sorted(df['protocol'].unique()))}, checkpoint: {', '.join(sorted(df['select'].unique()))}; accuracies are means ± standard deviations over {over}.")
@@ -119,9 +125,33 @@ def _series(lines):
     return found
 
 def _setting(line):
-    "What makes two attacks stand at one place: the label below it"
-    steps = f" {int(line['steps'])}" if line["steps"] and line["attack"] in ("pgd", "cw") else ""
-    return f"{ATTACK_LABEL.get(line['attack'], line['attack'])}{steps}\n{line['eps']}", line["preset"], line["backend"], line["alpha"], line["n"], line["index_digest"]
+    "What is equal for attacks that have one place on the axis"
+    return tuple(line.compared(name) for name in OF_ATTACK)
+
+def _tick(line):
+    "The label below a place"
+    steps = f" {int(line['steps'])}" if line["steps"] and (line["attack"] in ("pgd", "cw") or ":" in line["attack"]) else ""
+    return f"{ATTACK_LABEL.get(line['attack'], line['attack'])}{steps}\n{line['eps']}"
+
+def _ticks(lines):
+    "Setting -> label; settings with one label get what tells them apart"
+    first = {}
+    for line in lines: first.setdefault(_setting(line), line)
+    chosen = [*first.values()]
+    extra = [*attack_columns(chosen).values(), [f"{line['n']} images" for line in chosen], [line["preset"] or "" for line in chosen]]
+    labels = [_tick(line) for line in chosen]
+    for texts in extra:
+        twice = {label for label in labels if labels.count(label) > 1}
+        same = {label: {text for text, other in zip(texts, labels) if other == label} for label in twice}
+        labels = [f"{label}, {text}" if label in twice and len(same[label]) > 1 else label for label, text in zip(labels, texts)]
+    return dict(zip(first, labels))
+
+def _series_names(series):
+    "A name for each experiment; what is the same for all is left out"
+    columns = cell_columns([lines[0] for lines in series])
+    sizes = [_ipc_text(lines[0]) for lines in series]
+    if len(set(sizes)) > 1: columns = {"ipc": [f"ipc {size}" for size in sizes]} | columns
+    return [", ".join([lines[0]["method"], *(str(texts[i]) for texts in columns.values())]) for i, lines in enumerate(series)]
 
 def plot_rows(
     rows,  # Of `Result`
@@ -130,19 +160,17 @@ def plot_rows(
     import matplotlib.pyplot as plt
     lines = lines_of(rows)
     series = _series(lines)
-    settings = list(dict.fromkeys(_setting(line) for line in lines if not line.clean))
-    place = {setting: i for i, setting in enumerate(settings, 1)}
-    extra = cell_columns([s[0] for s in series])
-    names = [", ".join([s[0]["method"], *(str(texts[i]) for texts in extra.values())]) for i, s in enumerate(series)]
-    fig, ax = plt.subplots(figsize=(max(5, 0.62 * (len(settings) + 1)), 3.2), dpi=90)
+    ticks = _ticks([line for line in lines if not line.clean])
+    place = {setting: i for i, setting in enumerate(ticks, 1)}
+    fig, ax = plt.subplots(figsize=(max(5, 0.62 * (len(ticks) + 1)), 3.2), dpi=90)
     width = 0.8 / max(len(series), 1)
-    for i, (name, some) in enumerate(zip(names, series)):
+    for i, (name, some) in enumerate(zip(_series_names(series), series)):
         shift = (i - (len(series) - 1) / 2) * width
         for line in some:
             x = 0 if line.clean else place[_setting(line)]
             label = name if line.clean else None
             if line.values and line.images: _bar(ax, x + shift, pd.Series(line.values), line.images, width, f"C{i}", label)
-    ax.set_xticks(range(len(settings) + 1), ["clean", *(label for label, *_ in settings)], fontsize=6, rotation=60)
+    ax.set_xticks(range(len(ticks) + 1), ["clean", *ticks.values()], fontsize=6, rotation=60)
     ax.set(ylabel="accuracy, %", ylim=(0, 100))
     if ax.patches: ax.legend(fontsize=7)
     fig.tight_layout()
@@ -212,7 +240,8 @@ def main(folder):
         devices = ", ".join(dict.fromkeys(r.device for r in rows if r.device))
         text = text_or_say(lambda: table(rows).to_string(index=False), "the table")
         notes = text_or_say(lambda: "\n".join(footnotes(rows)), "the notes")
-        out = [f"{caption_of(lines_of(rows))}, {devices}", "", text, "", notes, ""]
+        caption = text_or_say(lambda: caption_of(lines_of(rows)), "the caption")
+        out = [f"{caption}, {devices}", "", text, "", notes, ""]
     files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.suffix in (".ipynb", ".png", ".json", ".safetensors"))
     sys.stdout.write("\n".join(out + [str(p) for p in files]) + "\n")
 

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['FORMAT', 'ORIGINS', 'NOT_RECORDED', 'COMPUTING', 'USUAL_RECIPE', 'LOOKING', 'NULLABLE', 'KINDS', 'NAMES_OF_KINDS',
            'WHOLE_NUMBERS', 'FIELDS', 'NEEDED', 'ALIASES', 'FIRST_PROTOCOLS', 'FIRST_AUGMENT', 'MIRRORED_MEANS_ANOTHER',
-           'RELABELLED', 'SRE2L_BATCHES', 'BASELINES', 'WITHOUT_NETWORK', 'HARD', 'DIGITS', 'CIFAR10_AS_JPEG',
-           'FIRST_INDEX', 'FIRST_NEEDS', 'Result', 'as_hex', 'from_hex', 'digest_of_index', 'normal_options',
-           'digest_of', 'normal_recipe', 'write_results', 'row_from', 'first_recipe', 'Beside', 'look_beside',
-           'upgrade', 'read_results', 'frame', 'grey_levels']
+           'RELABELLED', 'SRE2L_BATCHES', 'BASELINES', 'WITHOUT_NETWORK', 'HARD', 'MOST_IMAGES', 'DIGITS',
+           'CIFAR10_AS_JPEG', 'FIRST_INDEX', 'FIRST_NEEDS', 'Result', 'as_hex', 'from_hex', 'digest_of_index',
+           'normal_options', 'digest_of', 'normal_recipe', 'write_results', 'row_from', 'first_recipe', 'Beside',
+           'look_beside', 'upgrade', 'read_results', 'frame', 'grey_levels']
 
 # %% ../../nbs/results/51_rows.ipynb #c002
 from ..core import InputError
@@ -201,7 +201,15 @@ def row_from(
     if missing: raise InputError(f"{missing[0]} is missing")
     for name, value in values.items():
         if wrong := _wrong_kind(name, FIELDS[name], value): raise InputError(wrong)
+    for name in ("eps", "alpha"):
+        if not _is_size(values[name]): raise InputError(f"{name} must be a fraction such as '2/255', got {values[name]!r:.40}")
     return Result(**{**values, "warnings": tuple(values["warnings"])})
+
+def _is_size(text):
+    "Whether a size is missing or a number from 0 on"
+    if not text: return True
+    try: return len(text) < 100 and Fraction(text) >= 0
+    except (ValueError, ZeroDivisionError): return False
 
 # %% ../../nbs/results/51_rows.ipynb #c025
 ALIASES = {"any_iterate": "worst_iterate", "carry": "carry_over_eps"}   # Old name -> name
@@ -264,6 +272,11 @@ def _label_kind(file, card):
             return "soft" if len(f.get_slice("labels").get_shape()) == 2 else "hard"
     except Exception: return ""   # no file, another format: then it is not known
 
+def _which(card):
+    "Method and seed that a card names; None where it names none"
+    method, seed = card.get("method"), card.get("seed")
+    return (method, seed) if isinstance(method, str) and type(seed) is int else None
+
 @dataclass(frozen=True)
 class Beside:
     "What the other files in the folder of some rows say"
@@ -283,13 +296,14 @@ def look_beside(
     cards, labels, given, models = {}, {}, [], {}
     for file in [*folder.glob("set-*/set.json"), *folder.glob("seed*/set.json")]:
         card = _json(file)
-        which = card.get("method"), card.get("seed")
+        which = _which(card)
+        if which is None: continue
         cards[which] = card
         labels[which] = _label_kind(file.with_name("set.safetensors"), card)
         if file.parent.name.startswith("seed"): given.append(which)
     for file in folder.glob("model-*.json"):
         card = _json(file)
-        models[card.get("method"), card.get("seed")] = card.get("key", "")
+        if _which(card) and isinstance(card.get("key"), str): models[_which(card)] = card["key"]
     try:
         with safe_open(folder/"flags.safetensors", "np") as f: index = digest_of_index(f.get_tensor("index"))
     except Exception: index = ""   # no such file: the index may still be known otherwise
@@ -298,6 +312,14 @@ def look_beside(
     return Beside(_json(folder/"cell.json"), cards, labels, tuple(given), models, index, digest)
 
 # %% ../../nbs/results/51_rows.ipynb #c033
+def _readable(form, value):
+    "A dict of a card in one form; None where it is none, or holds what JSON has not"
+    if not isinstance(value, dict): return None
+    try: digest_of(found := form(value))
+    except (ValueError, TypeError, RecursionError): return None
+    return found
+
+# %% ../../nbs/results/51_rows.ipynb #c036
 BASELINES = ("random",)                        # Run beside another method in a cell, trained as that method
 WITHOUT_NETWORK = ("random", "kmeans", "whole")  # Choose images without one; old rows name one all the same
 HARD = ("random", "kmeans", "herding", "whole", "dc", "dsa", "dm", "mtt", "sre2l_hard")
@@ -319,14 +341,14 @@ def _origin(row, beside):
 def _options(row, beside, origin):
     "The options of the set of an old row; None where they are unknown"
     card = beside.cards.get((row["method"], row["set_seed"]))
-    if card is not None: return normal_options(card.get("config"))
+    if card is not None: return _readable(normal_options, card.get("config"))
     without_options = origin in ("whole", "published") or (origin == "distilled" and row["method"] in ("random", "kmeans"))
     return {} if without_options else None
 
 def _recipe(row, beside, cell_method, origin):
     "How the model of an old row was trained; a baseline as the method of its cell"
     if origin in ("given model", "published"): return None
-    if beside.cell.get("recipe"): return beside.cell["recipe"]
+    if beside.cell.get("recipe"): return _readable(lambda recipe: recipe, beside.cell["recipe"])
     method = cell_method if row["method"] in BASELINES else row["method"]
     return first_recipe(row["protocol"], method, row["dataset"], row["ipc"], row["select"])
 
@@ -336,7 +358,8 @@ def _labels(row, beside, origin):
     if known or origin not in ("distilled", "whole", "published"): return known
     return "hard" if row["method"] in HARD else ""
 
-# %% ../../nbs/results/51_rows.ipynb #c035
+# %% ../../nbs/results/51_rows.ipynb #c038
+MOST_IMAGES = 10**7                                                # In a test set: more are a damaged number
 DIGITS, CIFAR10_AS_JPEG = "79023f95ba69ecd9", "1bea9fcc903bc2d4"   # Fingerprints
 FIRST_INDEX = {(DIGITS, 100): "07b40b04729b09c8",
                (CIFAR10_AS_JPEG, 200): "7115d053a0d0b9f3",
@@ -346,10 +369,10 @@ def _index(row, beside):
     "Digest of the attacked images of an old row"
     n, fingerprint = row["n"], row["data_fingerprint"]
     if beside.index: return beside.index
-    if n == row["n_clean"]: return digest_of_index(range(n))
+    if n == row["n_clean"] and n <= MOST_IMAGES: return digest_of_index(range(n))
     return FIRST_INDEX.get((fingerprint, n), "")
 
-# %% ../../nbs/results/51_rows.ipynb #c036
+# %% ../../nbs/results/51_rows.ipynb #c039
 def upgrade(
     row:dict,             # Of format 1, as the file has it
     beside:Beside,        # What the other files say
@@ -366,7 +389,7 @@ def upgrade(
                       recipe=recipe, recipe_digest=digest_of(normal_recipe(recipe)), labels=_labels(row, beside, origin),
                       random_start=True if row.get("alpha") else None, index_digest=_index(row, beside))
 
-# %% ../../nbs/results/51_rows.ipynb #c038
+# %% ../../nbs/results/51_rows.ipynb #c041
 FIRST_NEEDS = ("dataset", "method", "protocol", "select", "network", "set_key", "ipc", "set_seed", "seed", "n", "n_clean",
                "data_fingerprint")   # What an old row must have, texts first
 
@@ -374,8 +397,14 @@ def _check_first(values):
     "`InputError` unless a row of format 1 says what it takes to read it"
     for name in FIRST_NEEDS:
         if name not in values: raise InputError(f"{name} is missing")
-    for name in FIRST_NEEDS[:4]:
-        if not isinstance(values[name], str): raise InputError(f"{name} must be text, got {values[name]!r:.40}")
+        if wrong := _wrong_kind(name, FIELDS[name], values[name]): raise InputError(wrong)
+    if values["n"] < 0 or values["n_clean"] < 0: raise InputError(f"n and n_clean must be 0 or more, got {values['n']} and {values['n_clean']}")
+
+def _with_digests(values):
+    "A row whose digests are those of its options and recipe, not those that were written down"
+    digests = {f"{name}_digest": digest_of(form(values[name])) for name, form in (("options", normal_options), ("recipe", normal_recipe))
+               if isinstance(values.get(name), dict)}
+    return values | digests
 
 def _read_row(i, values, beside, cell_method):
     if not isinstance(values, dict): raise InputError(f"row {i} is no object")
@@ -385,9 +414,10 @@ def _read_row(i, values, beside, cell_method):
     try:
         if known == 1:
             _check_first(values)
-            values = upgrade(values, beside, cell_method)
-        return row_from(values)
+            return row_from(upgrade(values, beside, cell_method))
+        return row_from(_with_digests(values))
     except InputError as e: raise InputError(f"row {i}: {e}") from None
+    except (ValueError, RecursionError) as e: raise InputError(f"row {i}: options or recipe are no plain JSON ({e})") from None
 
 def read_results(
     path,  # A `results.json`, or its folder
@@ -408,12 +438,12 @@ def read_results(
     try: return [_read_row(i, r, beside, cell_method) for i, r in enumerate(rows)]
     except InputError as e: raise InputError(f"{path} is not a list of result rows ({e})") from None
 
-# %% ../../nbs/results/51_rows.ipynb #c043
+# %% ../../nbs/results/51_rows.ipynb #c046
 def frame(rows) -> pd.DataFrame:
     "The rows as a data frame, one column per field"
     return pd.DataFrame([vars(r) for r in rows], columns=[f.name for f in fields(Result)])
 
-# %% ../../nbs/results/51_rows.ipynb #c046
+# %% ../../nbs/results/51_rows.ipynb #c049
 def grey_levels(
     size,       # "2/255", or None
 ) -> float:     # 2.0, None for None

@@ -414,6 +414,12 @@ def test_a_model_counts_once():
     assert mixing_table([none, *more]).set_index(["mixed in", "measured"]).loc[("dm", "clean"), "accuracy %"] == "70.00 ± 10.00"
 
 
+def test_a_fact_that_is_missing_is_called_none():
+    fgsm = row("dm", 0, 0.5, 0.2, attack="fgsm", steps=None)
+    for rows in ([fgsm, replace(fgsm, steps=1)], frame([fgsm, replace(fgsm, steps=1)])):
+        assert mixing_table(rows)["measured"].tolist() == ["clean", "FGSM, eps 2/255, steps none", "FGSM, eps 2/255, steps 1"]
+
+
 def test_the_reference_rows_look_as_before():
     t = mixing_table(read_results(NBS / "sets" / "mixing-cifar10"))
     assert list(t) == ["mixed in", "ipc", "set", "measured", "accuracy %", "less none, points", "models", "images", "paper V %", "paper XXVIII %"]

@@ -20,7 +20,7 @@ from ddrobust_nb.mixing import MIX_VERSION, card_augment, control, mix, mixed_in
 from ddrobust_nb.networks import Normalise, make_network
 from ddrobust_nb.results.mixing import PARAMETERS, mix_one, mixed_sets, mixing_rows, mixing_table, paper_mixing, plan_mixing, plot_differences
 from ddrobust_nb.results.report import table
-from ddrobust_nb.results.rows import Result, read_results
+from ddrobust_nb.results.rows import Result, digest_of, frame, read_results
 from ddrobust_nb.train import Recipe, batches, fit, weights
 from test_device import waits
 from test_run_cell import NBS, cells, command, environment, finished, source, tagged
@@ -328,6 +328,104 @@ def test_runs_are_never_averaged():
     t = mixing_table(rows)
     assert t[t["measured"] == "clean"]["less none, points"].tolist() == ["–", "+10.00", "–", "-10.00"] and t["training"].unique().tolist() == ["a", "b"]
     assert mixing_table([]).empty and mixing_rows([]).empty
+
+
+def two(change, clean=(0.5, 0.6), robust=(0.2, 0.3), **usual):
+    "`none` and `dm`, as they are and with a change"
+    usual = dict(recipe=LR, alpha="2/255", random_start=True, data_fingerprint="1bea", index_digest="1d0", adversarial="", model_key="") | usual
+    return [row(m, 0, c, r, **usual | more) for more in ({}, change) for m, c, r in zip(("none", "dm"), clean, robust)]
+
+
+LR = dict(epochs=10, lr=0.1, labels="auto")
+
+
+def twins(t): return t.drop(columns=["accuracy %", "less none, points", "models"]).duplicated().sum()
+
+
+@pytest.mark.parametrize("change, says", [
+    (dict(recipe=LR | dict(lr=0.05)), ["a, lr 0.1", "a, lr 0.05"]), (dict(recipe=LR | dict(lr=0.01)), ["a, lr 0.1", "a, lr 0.01"]),
+    (dict(recipe=LR | dict(weight_decay=0.0, flip=True)), ["a, weight_decay 0.0005, flip no", "a, weight_decay 0, flip yes"]), (dict(recipe=None), ["a, recipe recorded", "a, recipe not recorded"]),
+    (dict(adversarial="pgd"), ["a, trained against none", "a, trained against pgd"]), (dict(n_clean=50), ["a, test images 100", "a, test images 50"]),
+    (dict(select="best_test"), ["a, checkpoint last", "a, checkpoint best_test"]), (dict(data_fingerprint="ffff"), ["a, data 1bea", "a, data ffff"])])
+def test_trainings_of_one_text_are_told_apart(change, says):
+    "Never averaged, never of one text, and each set has the `none` of its own training"
+    rows = two(change, protocol="mixing: a")
+    rows[3] = replace(rows[3], clean=0.7)
+    for given in (rows, frame(rows)):
+        t = mixing_table(given)
+        assert len(t) == 8 and t["training"].unique().tolist() == says and not twins(t) and (t["models"] == 1).all()
+        assert t[t["measured"] == "clean"]["less none, points"].tolist() == ["–", "+10.00", "–", "+20.00"]
+    assert [len(a.lines) for a in plot_differences(rows).axes] == [3, 3]
+
+
+def test_labels_of_distilled_images_and_looking_make_no_training():
+    rows = two({})[:2]
+    rows[1] = replace(rows[1], recipe=LR | dict(labels="hard", check_n=5, momentum=0.9))
+    t = mixing_table(rows)
+    assert len(t) == 4 and "training" not in t and t["less none, points"].tolist() == ["–", "–", "+10.00", "+10.00"]
+
+
+@pytest.mark.parametrize("change, says", [
+    (dict(alpha="1/255"), ["step size 2/255", "step size 1/255"]), (dict(alpha="1/510"), ["step size 2/255", "step size 0.5/255"]), (dict(n=20), ["images 50", "images 20"]),
+    (dict(random_start=False), ["random start yes", "random start no"]), (dict(index_digest="2d0"), ["which images 1d0", "which images 2d0"]),
+    (dict(source_model="aa"), ["made on none", "made on aa"]), (dict(norm="L2"), ["norm Linf", "norm L2"]), (dict(backend="pyautoattack"), ["by none", "by pyautoattack"])])
+def test_measures_of_one_text_are_told_apart(change, says):
+    rows = two(change)
+    rows[3] = replace(rows[3], robust=0.4)
+    for given in (rows, frame(rows)):
+        t = mixing_table(given)
+        attacked = t[t["measured"] != "clean"]
+        assert attacked["measured"].unique().tolist() == [f"PGD, 10 steps, eps 2/255, {text}" for text in says] and len(attacked) == 4 and not twins(t)
+        assert (t["models"] == 1).all() and len(t) == 6
+    assert [a.get_title().split(", ")[-1] for a in plot_differences(rows).axes] == ["clean", *says]
+
+
+@pytest.mark.parametrize("change", [dict(eps="4/510"), dict(eps="4/510", alpha="4/510"), dict(eps="2/255", eps_255=2.0000000001), dict(alpha=f"{2 / 255:.12f}")])
+def test_sizes_are_compared_as_numbers(change):
+    rows = two({})[:2]
+    rows[1] = replace(rows[1], **change)
+    for given in (rows, frame(rows)):
+        t = mixing_table(given)
+        assert t["measured"].tolist() == ["clean", "PGD, 10 steps, eps 2/255"] * 2 and t["less none, points"].tolist() == ["–", "–", "+10.00", "+10.00"]
+    far = mixing_table([rows[0], replace(rows[1], eps="2.1/255", eps_255=2.1)])
+    assert far["less none, points"].tolist() == ["–", "–", "+10.00", "–"]
+    steps = mixing_table(rows + [replace(r, alpha="1/255") for r in rows])["measured"].unique().tolist()
+    assert steps == ["clean", *(f"PGD, 10 steps, eps 2/255, step size {size}/255" for size in (2, 1))], "one size, one text"
+
+
+@pytest.mark.parametrize("change, says", [
+    (dict(options=dict(iterations=500)), ["dm, iterations 200", "dm, iterations 500"]), (dict(labels="soft"), ["dm, labels hard", "dm, labels soft"]), (dict(set_key="ffff"), ["dm, key dm", "dm, key ffff"]),
+    (dict(options=None), ["dm, options recorded", "dm, options not recorded"]), (dict(control_of="mtt"), ["dm, control of none", "dm, control of mtt"]), (dict(set_seed=1), ["dm", "dm"]), (dict(ipc=1), ["dm", "dm"])])
+def test_sets_of_one_text_are_told_apart(change, says):
+    usual = dict(options=dict(iterations=200), options_digest=digest_of(dict(iterations=200)), labels="hard")
+    none, dm, *_ = two({}, **usual)
+    other = replace(dm, **change, options_digest=digest_of(change.get("options", none.options)))
+    t = mixing_table([none, dm, other])
+    assert t[t["measured"] == "clean"]["mixed in"].tolist() == ["none", *says] and len(t) == 6 and not twins(t) and (t["models"] == 1).all()
+
+
+def test_a_model_counts_once():
+    "Named by its key, and by its seed where a row of the first format has none"
+    none, dm, *_ = two({}, model_key="a")
+    more = [dm, replace(dm, key="copy"), replace(dm, model_key=""), replace(dm, seed=1, model_key="b", clean=0.8), replace(dm, seed=1, model_key=""), replace(dm, seed=2, model_key="", clean=0.7), replace(dm, seed=2, model_key="")]
+    for rows in ([none, *more], [none, *reversed(more)]):
+        t = mixing_table(rows).set_index(["mixed in", "measured"])
+        assert t.loc[("dm", "clean"), "models"] == 3 and t.loc[("dm", "clean"), "less none, points"] == "+10.00"
+    assert mixing_table([none, *more]).set_index(["mixed in", "measured"]).loc[("dm", "clean"), "accuracy %"] == "70.00 ± 10.00"
+
+
+def test_a_fact_that_is_missing_is_called_none():
+    fgsm = row("dm", 0, 0.5, 0.2, attack="fgsm", steps=None)
+    for rows in ([fgsm, replace(fgsm, steps=1)], frame([fgsm, replace(fgsm, steps=1)])):
+        assert mixing_table(rows)["measured"].tolist() == ["clean", "FGSM, eps 2/255, steps none", "FGSM, eps 2/255, steps 1"]
+
+
+def test_the_reference_rows_look_as_before():
+    t = mixing_table(read_results(NBS / "sets" / "mixing-cifar10"))
+    assert list(t) == ["mixed in", "ipc", "set", "measured", "accuracy %", "less none, points", "models", "images", "paper V %", "paper XXVIII %"]
+    assert t["mixed in"].tolist() == ["none"] * 3 + ["dm"] * 3 + ["random"] * 3 and (t["models"] == 3).all()
+    assert t["measured"].tolist() == ["clean", "PGD, 10 steps, eps 2/255", "CW (margin), 10 steps, eps 2/255"] * 3
+    assert t["less none, points"].tolist() == ["–"] * 3 + ["-0.40 ± 1.68", "+1.20 ± 3.49", "+0.93 ± 3.35", "+1.66 ± 0.61", "-0.67 ± 2.42", "-0.60 ± 2.03"]
 
 
 def test_what_the_paper_printed():

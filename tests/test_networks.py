@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ddrobust_nb
 from ddrobust_nb.augment import apply_dsa, draw_dsa
+from ddrobust_nb.data import Spec
 from ddrobust_nb.core import InputError, generator
 from ddrobust_nb.networks import (ConvNet, Network, Normalise, ResNet, Subsampled, count_parameters, make_network, network, network_revision, _replace_unsafe,
                                   unsafe_convolution, uses_batch_statistics)

@@ -16,7 +16,7 @@ from PIL import Image
 from ddrobust_nb.core import InputError
 from ddrobust_nb.grid import run as run_module
 from ddrobust_nb.grid.plan import plan_grid
-from ddrobust_nb.grid.run import Outcome, has_rows, is_done, run_notebook
+from ddrobust_nb.grid.run import UNSHOWN, Outcome, first_unshown, has_rows, is_done, run_grid, run_notebook, run_one
 from ddrobust_nb.grid.status import rows_of_plan, standing, state_of
 from ddrobust_nb.results import showing
 from ddrobust_nb.results.report import read_results
@@ -177,6 +177,87 @@ def test_an_error_after_the_rows_is_no_failure(error, tmp_path, monkeypatch):
     assert is_done(tmp_path) and sorted(p.name for p in tmp_path.iterdir()) == ["results.json", "run_cell.ipynb"], "mended, and the report is gone"
 
 
+# ---- what a notebook that came to its end could not show
+
+def displayed(make, what="robustness", folder=None):
+    "The outputs that Jupyter keeps of `display(show_or_say(...))`: the line, and the warning as text"
+    with pytest.warns(NotShown) as heard: shown = show_or_say(make, what, folder)
+    stderr = "".join(f"/a/b.py:3: NotShown: {w.message}\n  display(show_or_say(plot))\n" for w in heard)
+    data = {mime: text.splitlines(True) for mime, text in shown.data.items() if isinstance(text, str)}
+    return [dict(output_type="stream", name="stderr", text=stderr.splitlines(True)), dict(output_type="display_data", data=data)]
+
+
+def shows(outputs, out):
+    "A stand-in for papermill whose notebook writes its rows and has these outputs; counts how often it is executed"
+    def execute(notebook, going, **options):
+        execute.times += 1
+        Path(going).write_text(json.dumps(dict(cells=[dict(cell_type="markdown"), dict(cell_type="code", outputs=outputs)])))
+        (out / "results.json").write_text("[]")
+    execute.times = 0
+    return execute
+
+
+WELL = [dict(output_type="display_data", data={"text/plain": ["figure"], "image/png": "iVBO"}), dict(output_type="stream", name="stdout", text="could not be shown (never)")]
+
+
+def test_a_line_in_place_of_a_figure_is_found(user, tmp_path):
+    nb = lambda *outputs: dict(cells=[dict(outputs=[]), dict(outputs=[*outputs])])
+    assert first_unshown({}) == first_unshown(nb(*WELL)) == ""
+    warned, line = displayed(half_drawn)
+    for found in (warned, line): assert first_unshown(nb(*WELL, found)).startswith("robustness could not be shown (ValueError: ")
+    assert first_unshown(nb(displayed(lambda: {}["robust %"], "the table")[1])) == "the table could not be shown (KeyError: 'robust %')"
+    (tmp_path / "figures").write_text("in the way")
+    outputs = displayed(figure, "training", tmp_path)
+    assert first_unshown(nb(outputs[1])) == "", "the figure itself is shown"
+    assert first_unshown(nb(*outputs)).startswith("training could not be kept (")
+
+
+@pytest.mark.parametrize("make, what", [(half_drawn, "robustness"), (lambda: {}["robust"], "the table"), (figure, "training")])
+def test_what_was_not_shown_is_mended_by_the_next_run(make, what, user, tmp_path, monkeypatch):
+    plan = plan_grid([dict(method="random", ipc=1)], store=tmp_path / "store", device="cpu")
+    c, = plan.cells
+    c.out.mkdir(parents=True)
+    (c.out / "figures").write_text("in the way")     # keeps a figure from being kept
+    outputs = displayed(make, what, c.out)
+    (c.out / "figures").unlink()
+    run = lambda wait=False: run_one("run_cell.ipynb", {}, str(c.out), str(plan.store.root), c.key, wait)
+    monkeypatch.setattr("papermill.execute_notebook", execute := shows(outputs, c.out))
+    for times in (1, 2):   # each run tries it once more
+        said = run()
+        assert said["state"] == "done" and f"{what} could not be " in said["note"] and "touched" not in said["note"] and execute.times == times
+        assert (c.out / UNSHOWN).is_file() and has_rows(c.out) and not is_done(c.out)
+        assert state_of(c, plan.store) == ("done", said["note"]) and standing(plan) == "1 done" and rows_of_plan(plan) == []
+    assert run(wait=True)["note"] == said["note"] and execute.times == 2, "what another run has just left is not executed again"
+    run_module.write_failure(c.out, "RuntimeError: out of memory")
+    assert state_of(c, plan.store)[0] == "done" and "out of memory" in state_of(c, plan.store)[1], "the last attempt is what is said"
+    monkeypatch.setattr("papermill.execute_notebook", execute := shows(WELL, c.out))
+    assert set(run()) == {"state", "seconds"} and execute.times == 1
+    assert is_done(c.out) and sorted(p.name for p in c.out.iterdir()) == ["results.json", "run_cell.ipynb"], "the mark is gone"
+    assert state_of(c, plan.store) == ("done", "") and run()["state"] == "done" and execute.times == 1
+
+
+def test_a_grid_executes_a_cell_with_a_mark_once(tmp_path, monkeypatch):
+    plan = plan_grid([dict(method="random", ipc=[1, 2])], store=tmp_path / "store", device="cpu")
+    for c in plan.cells:
+        c.out.mkdir(parents=True)
+        for name in ("run_cell.ipynb", "results.json"): (c.out / name).write_text("[]")
+    (plan.cells[1].out / UNSHOWN).write_text('{"line": "robustness could not be shown (ValueError)"}')
+    given = []
+    monkeypatch.setattr(run_module, "_run", lambda outcome, todo, *rest: given.append(todo))
+    run_grid(plan)
+    assert given == [[1]]
+    (plan.cells[0].out / UNSHOWN).write_text("damaged")
+    assert "cannot be read" in state_of(plan.cells[0], plan.store)[1] and not is_done(plan.cells[0].out)
+
+
+def test_a_full_disk_does_not_hide_what_was_not_shown(user, tmp_path, monkeypatch):
+    def full(*args): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(run_module, "write_json", full)
+    monkeypatch.setattr("papermill.execute_notebook", shows(displayed(half_drawn), tmp_path))
+    said = run_notebook("run_cell.ipynb", {}, tmp_path)
+    assert said["state"] == "done" and "No space left" in said["note"] and has_rows(tmp_path) and not is_done(tmp_path)
+
+
 def test_an_error_before_the_rows_is_one(tmp_path, monkeypatch):
     monkeypatch.setattr("papermill.execute_notebook", executes(raises=IN_A_CELL, out=tmp_path))
     said = run_notebook("run_cell.ipynb", {}, tmp_path)
@@ -245,9 +326,10 @@ def test_a_real_cell_at_both_ends_and_its_notebook_mended(tmp_path, monkeypatch)
     kept = {p: p.stat().st_mtime_ns for p in store.rglob("*") if p.is_file() and ".lock" not in p.name and "locks" not in str(p)}
     monkeypatch.delenv("DDROBUST_STRICT")
     for obstacle in (True, False):   # the user's way round: the figure is shown, its file is missing; then nothing is in the way
-        if not obstacle: (out / "figures").unlink(), (out / "run_cell.ipynb").unlink()
+        if not obstacle: (out / "figures").unlink()
         said = run_notebook(str(NBS / "run_cell.ipynb"), given, str(out))
-        assert said["state"] == "done" and "note" not in said and is_done(out) and not (out / "failed.json").exists()
+        assert said["state"] == "done" and ("could not be kept" in said.get("note", "")) == obstacle and not (out / "failed.json").exists()
+        assert is_done(out) != obstacle and (out / UNSHOWN).exists() == obstacle
         outputs = [o for c in json.loads((out / "run_cell.ipynb").read_text())["cells"] for o in c.get("outputs", [])]
         assert sum("image/png" in o.get("data", {}) for o in outputs) >= 4 and not [o for o in outputs if o["output_type"] == "error"]
         assert (out / "figures" / "robustness.png").is_file() != obstacle

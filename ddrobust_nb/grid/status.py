@@ -16,7 +16,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from .cost import bill, duration
 from .plan import Plan
-from .run import has_rows, is_done, unshown
+from .run import has_rows, is_done, is_executed, partly_shown, unshown, unshown_line
 from ..results.figures import beside_paper, find_rows, notes_on, spans, texts, wide
 from ..results.paper import paper_results, paper_table
 from ..results.report import footnotes, table
@@ -40,6 +40,8 @@ def state_of(c, store:Store) -> tuple:  # Of `Planned`
     if is_done(c.out, c.notebook): return "done", ""
     if is_locked(store, "cells", c.key): return "running", ""
     error = last_error(c.out)
+    line = unshown_line(c.out)
+    if line and error is None and is_executed(c.out, c.notebook): return "done", partly_shown(line)
     if has_rows(c.out): return "done", unshown(error or "it was interrupted")
     return ("waiting", "") if error is None else ("failed", error)
 

@@ -155,6 +155,7 @@ def accuracy(
 ) -> float:               # In [0,1]
     "Share of images whose class is predicted"
     if not len(labels): raise InputError("the accuracy on no images is not a number: give at least one image")
+    if len(labels) != len(images): raise InputError(f"{len(images)} images need as many labels, got {len(labels)}")
     return (predict(net, images, device) == labels).double().mean().item()
 
 # %% ../nbs/foundations/04_train.ipynb #c024

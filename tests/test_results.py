@@ -13,7 +13,7 @@ from torchvision.models import resnet18
 from ddrobust_nb.core import InputError, generator
 from ddrobust_nb.data import as_pixels, dataset, make_data, specs
 from ddrobust_nb.distilled import load_set
-from ddrobust_nb.results.cell import baseline_cell, plan_cell, published, run_stages, summary, write_out
+from ddrobust_nb.results.cell import baseline_cell, distil_cell, plan_cell, published, run_stages, summary, train_cell, write_out
 from ddrobust_nb.results.report import check_table, footnotes, main, paper_text, spread, table
 from ddrobust_nb.results.rows import Result, frame, read_results, write_results
 from tiny import NETWORK, measured, same_results, tiny_cell, tiny_data
@@ -281,7 +281,9 @@ def test_whole_of_imagenet_is_the_published_model(monkeypatch, tmp_path, hub):
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (cell.data.spec.mean, cell.data.spec.std))
     with torch.no_grad(): torch.testing.assert_close(done.models[0].model(x), theirs.eval()((x - mean) / std))
     (hub / "resnet18-f37072fd.pth").unlink()
-    assert run_stages(cell).rows == done.rows and done.rows[0].ipc is None     # it is kept in the store
+    again, = train_cell(cell, distil_cell(cell))                               # it is kept in the store
+    assert (again.key, again.clean) == (done.rows[0].model_key, done.rows[0].clean) and torch.equal(again.right, done.models[0].right)
+    assert done.rows[0].ipc is None and done.rows[0].origin == "published"
     with pytest.raises(InputError, match="one set of published weights"): plan_cell(method="whole", dataset="imagenet1k", attacks="none", store=str(tmp_path), n_models=2)
 
 

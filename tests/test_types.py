@@ -222,3 +222,17 @@ def test_what_is_swept_is_a_plain_network_of_float32():
     for dtype, count in ((torch.float32, 2), (torch.float64, 2), (torch.float16, 0), (torch.bfloat16, 0)):
         assert sum(isinstance(m, Winograd) for m in lighter(copy.deepcopy(net).to(dtype)).modules()) == count
     assert not [name for name, m in quickest(net, "cpu").named_modules() if m.training], "as the network: in evaluation mode"
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int16])
+def test_labels_of_any_whole_number_type_are_checked_and_counted(dtype):
+    net, x, y, index = kept(), X, Y, INDEX
+    plain = [(c.code, c.ok, c.text) for c in model_checks(net, x, y, index, "2/255")]
+    assert [(c.code, c.ok, c.text) for c in model_checks(net, x, y.to(dtype), index, "2/255")] == plain
+    assert accuracy(net, x, y.to(dtype)) == accuracy(net, x, y)
+
+
+def test_labels_of_another_number_of_images_are_refused():
+    net, x, y, index = kept(), X, Y, INDEX
+    for ask in (lambda: accuracy(net, x, y[:-1]), lambda: model_checks(net, x, y[:-1], index, "2/255")):
+        with pytest.raises(InputError, match="labels"): ask()

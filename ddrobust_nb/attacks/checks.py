@@ -20,7 +20,7 @@ import torch
 from ..core import InputError
 from ..train import float_types, predict
 from .queries import Counted
-from .threat import PARTS, Threat, attack_images, check_adversarial, check_model, place_model, untouched
+from .threat import PARTS, Threat, attack_images, check_adversarial, check_labels, check_model, place_model, untouched
 from .fgsm import cross_entropy
 from .cw import margin_loss
 from .metrics import weaker
@@ -151,6 +151,7 @@ def model_checks(
 ) -> list:
     "Checks that ask the model itself"
     check_model(model)
+    y = check_labels(y, len(x))
     model, device = place_model(model, device)
     clean = predict(model, x, device) == y if clean is None else clean.cpu()
     if len(clean) != len(y): raise InputError(f"{len(y)} images need as many clean flags, got {len(clean)}")

@@ -13,7 +13,7 @@ from torchvision.models import resnet18
 from ddrobust_nb.core import InputError, generator
 from ddrobust_nb.data import as_pixels, dataset, make_data, specs
 from ddrobust_nb.distilled import load_set
-from ddrobust_nb.results.cell import baseline_cell, distil_cell, plan_cell, published, run_stages, summary, train_cell, write_out
+from ddrobust_nb.results.cell import attack_cell, baseline_cell, distil_cell, plan_cell, published, rows_of, run_stages, summary, train_cell, write_out
 from ddrobust_nb.results.report import check_table, footnotes, main, paper_text, spread, table
 from ddrobust_nb.results.rows import Result, frame, read_results, write_results
 from tiny import NETWORK, measured, same_results, tiny_cell, tiny_data
@@ -330,3 +330,17 @@ def test_two_given_models_are_two_lines_and_those_of_one_cell_are_one(tmp_path):
     t = table(known)                                                        # their cards name one method, one set and two seeds
     assert set(t["models"]) == {2} and len(t) == 2 and {r.seed for r in known} == {0, 1}
     assert [r.robust for r in known] == [r.robust for r in rows] == [r.robust for r in done.rows]
+
+
+def test_a_method_whose_card_forgets_its_network_is_still_told_by_it(tmp_path):
+    "Sets of two networks are two experiments, whatever the card of a new method says"
+    rows = [r for n in ("ConvNetD3-w8", "ConvNetD3-w16") for r in _forgetful(tmp_path, n)]
+    assert {r.distill_network for r in rows} == {"ConvNetD3-w8", "ConvNetD3-w16"} and set(table(rows)["models"]) == {2} and len(table(rows)) == 4
+
+
+def _forgetful(place, name):
+    cell = given_cell(place / "store", method="dm", ipc=1, distill_network=name, options=dict(iterations=1, batch_real=4), n_models=2)
+    made = distil_cell(cell)
+    forgotten = replace(made, dset=replace(made.dset, config={k: v for k, v in made.dset.config.items() if k != "network"}))
+    models = train_cell(cell, made)
+    return rows_of(cell, forgotten, models, attack_cell(cell, models), [[] for _ in models])

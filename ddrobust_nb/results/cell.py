@@ -32,7 +32,7 @@ from ..distilled import DistilledSet, distiller, load_set, own_options, save_set
 from ..networks import can_compile, make_network, network_revision, worth_compiling
 from ..protocols import PROTOCOLS, Protocol, preset_options, protocol_for, recipe_for
 from .keys import attack_fields, distil_fields, option_fields, recipe_fields, threat_fields, train_fields
-from .rows import Result, as_hex, digest_of, digest_of_index, normal_options, normal_recipe, write_results
+from .rows import WITHOUT_NETWORK, Result, as_hex, digest_of, digest_of_index, normal_options, normal_recipe, write_results
 from .store import Store, cached, cached_together, check_format, check_writable, find_store, sha256_of, stage_key, write_json
 from ..train import History, Recipe, fit, frozen, predict, relabelling, training_labels, weights
 
@@ -650,10 +650,9 @@ def carried_over(
 # %% ../../nbs/results/54_cell.ipynb #c089
 def of_cell(cell:Cell, distilled:Distilled) -> dict:
     "The fields of a row that are the same for a whole cell"
-    dset = distilled.dset
     return dict(
         dataset=cell.dataset, method=cell.method, ipc=cell.ipc, set_key=distilled.key, network=cell.network,
-        distill_network=(dset.config.get("network") or "") if dset else "",
+        distill_network="" if cell.method in WITHOUT_NETWORK else cell.distill_network,
         protocol=cell.protocol.name, select=cell.recipe.select,
         device=_device_name(cell.device), versions=versions(), commit=commit(), data_fingerprint=cell.data.fingerprint)
 

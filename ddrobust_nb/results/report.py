@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ATTACK_LABEL', 'PARTS_OF_AUTOATTACK', 'REDUCED', 'VARIANTS', 'spread', 'attack_label', 'paper_text', 'table',
-           'footnotes', 'plot_rows', 'plot_training', 'save_figure', 'check_table', 'main']
+           'footnotes', 'plot_rows', 'plot_training', 'check_table', 'main']
 
 # %% ../../nbs/results/53_report.ipynb #c002
 from ..core import InputError
@@ -199,27 +199,6 @@ def plot_training(
     if histories: ax.legend(fontsize=6)
     fig.tight_layout()
     return fig
-
-# %% ../../nbs/results/53_report.ipynb #c038
-def save_figure(
-    fig,
-    folder,    # Gets `figures/NAME.png`
-    name:str,
-):             # The same figure, to be shown
-    "Keep a figure beside the rows"
-    (path := Path(folder)/"figures").mkdir(parents=True, exist_ok=True)
-    fig.savefig(path/f"{name}.png", dpi=120)
-    return _Shown(fig)
-
-class _Shown:
-    "A figure that a notebook shows once: `plt` forgets it, its PNG stays"
-    def __init__(self, fig):
-        import io, matplotlib.pyplot as plt
-        fig.savefig(out := io.BytesIO(), format="png", dpi=90)
-        plt.close(fig)
-        self.png = out.getvalue()
-    def _repr_png_(self): return self.png
-    def __repr__(self): return "figure"
 
 # %% ../../nbs/results/53_report.ipynb #c041
 def check_table(

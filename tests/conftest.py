@@ -1,4 +1,5 @@
 "Fixtures for golden numbers and real images; both are optional and found by environment variables."
+
 import os
 from pathlib import Path
 
@@ -7,13 +8,16 @@ import torch
 from safetensors.torch import load_file
 
 os.environ.setdefault("DDROBUST_QUIET", "1")
-os.environ.setdefault("DDROBUST_STRICT", "1")   # a figure that fails is an error here, not a line of text
+os.environ.setdefault("DDROBUST_STRICT", "1")  # a figure that fails is an error here, not a line of text
 
 
 def folder(variable):
     "The folder an environment variable names, or a skip with a message"
     path = os.environ.get(variable)
-    if not path or not Path(path).is_dir(): pytest.skip(f"{variable} is not set to a folder: this test needs files that are not part of the project")
+    if not path or not Path(path).is_dir():
+        pytest.skip(
+            f"{variable} is not set to a folder: this test needs files that are not part of the project"
+        )
     return Path(path)
 
 

@@ -5,7 +5,12 @@
 
 The tree is every file that git tracks or would track, as it lies there, committed or not. What a step has changed is named.
 """
-import hashlib, shlex, subprocess, sys, time
+
+import hashlib
+import shlex
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -13,16 +18,30 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def fingerprint():
     "sha256 of every tracked or untracked file that is not ignored, by path; empty without git"
-    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True)
-    if listed.returncode: sys.exit("the tree can only be checked in a git checkout (git clone, or git init): " + listed.stderr.decode().strip())
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True
+    )
+    if listed.returncode:
+        sys.exit(
+            "the tree can only be checked in a git checkout (git clone, or git init): "
+            + listed.stderr.decode().strip()
+        )
     names = sorted({name for name in listed.stdout.decode().split("\0") if name})
-    return {name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in names if (ROOT / name).is_file()}
+    return {
+        name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest()
+        for name in names
+        if (ROOT / name).is_file()
+    }
 
 
 def differences(before, after):
     "One line for each file that came, went or changed"
     word = lambda name: "new" if name not in before else "gone" if name not in after else "changed"
-    return [f"{word(name)}: {name}" for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+    return [
+        f"{word(name)}: {name}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
 
 
 def main():
@@ -31,14 +50,22 @@ def main():
     start, before, code = time.monotonic(), fingerprint(), 0
     for command in commands:
         code = subprocess.run(shlex.split(command), cwd=ROOT, stdin=subprocess.DEVNULL).returncode
-        if code: break
+        if code:
+            break
     changed = differences(before, fingerprint())
-    for line in changed: print(f"   {line}")
-    if code: verdict = f"FAILED: {command} (exit code {code})"
-    elif changed: verdict = f"FAILED: it changed {len(changed)} files of the tree (run `make export`, look at `git diff`)"
-    else: verdict = "ok"
+    for line in changed:
+        print(f"   {line}")
+    if code:
+        verdict = f"FAILED: {command} (exit code {code})"
+    elif changed:
+        verdict = (
+            f"FAILED: it changed {len(changed)} files of the tree (run `make export`, look at `git diff`)"
+        )
+    else:
+        verdict = "ok"
     print(f"== {label}: {verdict}, {time.monotonic() - start:.0f} s", flush=True)
     sys.exit(1 if code or changed else 0)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

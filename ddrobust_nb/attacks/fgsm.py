@@ -10,60 +10,69 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..core import InputError
-from .queries import loss_gradient
-from .threat import Threat, attack
+from ..foundations.core import InputError
+from ..fast.queries import loss_gradient
+from .attack import AttackConfig, attack
 
 # %% ../../nbs/attacks/20_fgsm.ipynb #c007
 @attack
 def uniform(
-    model:nn.Module, x:torch.Tensor, y:torch.Tensor, threat:Threat,
+    model: nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    config: AttackConfig,
     *,
-    noise:torch.Tensor,  # In [-1,1], one per image
+    noise: torch.Tensor,  # In [-1,1], one per image
 ) -> torch.Tensor:
     "Random noise of size eps: no attack but the control that every attack must beat"
-    return (x + threat.eps_value * noise).clamp(0, 1)
+    return (x + config.eps_value * noise).clamp(0, 1)
 
 # %% ../../nbs/attacks/20_fgsm.ipynb #c010
-def cross_entropy(z:torch.Tensor, y:torch.Tensor) -> torch.Tensor:
+def cross_entropy(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     "Cross-entropy of each image"
     return F.cross_entropy(z, y, reduction="none")
 
 # %% ../../nbs/attacks/20_fgsm.ipynb #c011
 def pixel_gradient(
-    model:nn.Module,
-    x:torch.Tensor,      # Images [n,C,H,W]
-    y:torch.Tensor,      # Labels [n]
+    model: nn.Module,
+    x: torch.Tensor,  # Images [n,C,H,W]
+    y: torch.Tensor,  # Labels [n]
     loss=cross_entropy,  # Maps logits and labels to one number per image
-) -> torch.Tensor:       # [n,C,H,W]
+) -> torch.Tensor:  # [n,C,H,W]
     "Gradient of each image's loss with respect to its pixels"
     return loss_gradient(model, x, lambda z: loss(z, y))[2]
 
 # %% ../../nbs/attacks/20_fgsm.ipynb #c016
 @attack.named("fgsm", sharing="eps")
 def fgsm(
-    model:nn.Module, x:torch.Tensor, y:torch.Tensor,
-    threats:list,  # That differ in eps only
-):                 # Yields the adversarial images of each
+    model: nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    configs: list,  # That differ in eps only
+):  # Yields the adversarial images of each
     "One step of size eps along the sign of the gradient"
     sign = pixel_gradient(model, x, y).sign()
-    for threat in threats: yield (x + threat.eps_value * sign).clamp(0, 1)
+    for config in configs:
+        yield (x + config.eps_value * sign).clamp(0, 1)
 
 # %% ../../nbs/attacks/20_fgsm.ipynb #c019
 def show_adversarial(
-    x:torch.Tensor,    # Images [n,C,H,W]
-    adv:torch.Tensor,  # The attacked images
-    titles=None,       # One text per column
-    scale:int=20,      # How much the middle row is exaggerated
+    x: torch.Tensor,  # Images [n,C,H,W]
+    adv: torch.Tensor,  # The attacked images
+    titles=None,  # One text per column
+    scale: int = 20,  # How much the middle row is exaggerated
 ):
     "Image, change x `scale` around grey, attacked image: one column each"
     import matplotlib.pyplot as plt
-    if not len(x): raise InputError("there are no images to show")
+
+    if not len(x):
+        raise InputError("there are no images to show")
     rows = [x, (0.5 + scale * (adv - x) / 2).clamp(0, 1), adv]
     fig, axes = plt.subplots(3, len(x), figsize=(1.1 * len(x), 3.4), dpi=64, squeeze=False)
     for r, images in enumerate(rows):
         for c, image in enumerate(images.cpu()):
             axes[r, c].imshow(image.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1)
             axes[r, c].axis("off")
-            if r == 0 and titles is not None: axes[r, c].set_title(titles[c], fontsize=8)
+            if r == 0 and titles is not None:
+                axes[r, c].set_title(titles[c], fontsize=8)
     fig.tight_layout(pad=0.3)

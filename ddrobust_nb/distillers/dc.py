@@ -9,61 +9,78 @@ __all__ = ['EPS', 'distances', 'LOOPS', 'rows_apart', 'ours', 'mse', 'cos', 'mat
            'check_rates', 'check_images', 'dc']
 
 # %% ../../nbs/distillers/10_dc.ipynb #c002
-from ..core import Autosave, InputError, Registry, check_choice, check_int, derive_seed, full_precision, generator, pick_device, progress
+from ddrobust_nb.foundations.core import (
+    Autosave,
+    InputError,
+    Registry,
+    check_choice,
+    check_int,
+    derive_seed,
+    full_precision,
+    generator,
+    pick_device,
+    progress,
+)
 import copy
 
 import torch
 import torch.nn.functional as F
 from fastcore.meta import delegates
 from torch.func import functional_call, grad, grad_and_value, vmap
-from ..bands import check_frequency, steer, wished
-from ..data import Data, as_pixels
-from ..distilled import DistilledSet, balanced, distiller, random
-from ..networks import Normalise, compiled, make_network
-from ..train import weights
+from ..foundations.bands import check_frequency, steer, wished
+from ..foundations.data import Data, as_pixels
+from ..training.distilled import DistilledSet, balanced, distiller, random
+from ..foundations.networks import Normalise, compiled, make_network
+from ..training.fit import weights
 
 # %% ../../nbs/distillers/10_dc.ipynb #c007
 EPS = 1e-6
 
+
 def rows_apart(
-    a:torch.Tensor,  # Gradient of one tensor of weights, [rows, ...]
-    b:torch.Tensor,  # The other
+    a: torch.Tensor,  # Gradient of one tensor of weights, [rows, ...]
+    b: torch.Tensor,  # The other
 ) -> torch.Tensor:
     "1 - cosine of each row, summed; 0 for biases and the weights of norms, which have no rows"
-    if a.ndim < 2: return a.new_zeros(())
+    if a.ndim < 2:
+        return a.new_zeros(())
     a, b = a.flatten(1), b.flatten(1)
     return (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + EPS)).sum()
 
 # %% ../../nbs/distillers/10_dc.ipynb #c012
 distances = Registry("distance")
 
+
 @distances
-def ours(a:dict, b:dict) -> torch.Tensor:
+def ours(a: dict, b: dict) -> torch.Tensor:
     "Row by row; the distance of the paper, which calls it that"
     return sum(rows_apart(a[n], b[n]) for n in a)
 
+
 @distances
-def mse(a:dict, b:dict) -> torch.Tensor:
+def mse(a: dict, b: dict) -> torch.Tensor:
     "Squared difference"
     return sum((a[n] - b[n]).pow(2).sum() for n in a)
 
+
 @distances
-def cos(a:dict, b:dict) -> torch.Tensor:
+def cos(a: dict, b: dict) -> torch.Tensor:
     "1 - cosine of all weights in one row"
     a, b = (torch.cat([g.flatten() for g in x.values()])[None] for x in (a, b))
     return rows_apart(a, b)
 
 # %% ../../nbs/distillers/10_dc.ipynb #c015
 def matched(
-    body,         # Network body
-    distance:str, # Name of a distance
-) -> dict:        # name -> weights
+    body,  # Network body
+    distance: str,  # Name of a distance
+) -> dict:  # name -> weights
     "The weights whose gradients are compared"
     return {n: p.detach() for n, p in body.named_parameters() if p.ndim > 1 or distance != "ours"}
 
+
 def most(
-    params:dict,  # What `matched` gives
-    distance:str,
+    params: dict,  # What `matched` gives
+    distance: str,
 ) -> int:
     "The distance of gradients that have nothing to do with each other"
     return sum(map(len, params.values())) if distance == "ours" else 1
@@ -71,29 +88,42 @@ def most(
 # %% ../../nbs/distillers/10_dc.ipynb #c021
 def gradient_of(body):
     "The function (weights, images, labels) -> gradient of the mean cross-entropy with respect to those weights"
-    def loss(params, x, y): return F.cross_entropy(functional_call(body, params, x), y)
-    def gradient(params, x, y): return grad(loss)(params, x, y)
+
+    def loss(params, x, y):
+        return F.cross_entropy(functional_call(body, params, x), y)
+
+    def gradient(params, x, y):
+        return grad(loss)(params, x, y)
+
     return gradient
 
-def match_of(body, distance:str):
+
+def match_of(body, distance: str):
     "The function (weights, real gradient, images, labels) -> gradient of the distance with respect to the images, distance"
     gradient, apart = gradient_of(body), distances[distance]
-    def match(params, target, x, y): return grad_and_value(lambda x: apart(target, gradient(params, x, y)))(x)
+
+    def match(params, target, x, y):
+        return grad_and_value(lambda x: apart(target, gradient(params, x, y)))(x)
+
     return match
 
 # %% ../../nbs/distillers/10_dc.ipynb #c024
 def stacked(
-    gradients:list,  # One dict per class
+    gradients: list,  # One dict per class
 ) -> dict:
     "Dicts of tensors -> dict of tensors with one dimension more"
     return {n: torch.stack([g[n] for g in gradients]) for n in gradients[0]}
 
+
 def one_by_one(match):
     "`match` for several classes, one after the other"
+
     def loop(params, targets, x, y):
         each = [match(params, {n: t[k] for n, t in targets.items()}, x[k], y[k]) for k in range(len(x))]
         return tuple(map(torch.stack, zip(*each)))
+
     return loop
+
 
 def together(match):
     "`match` for several classes in one pass"
@@ -102,9 +132,9 @@ def together(match):
 # %% ../../nbs/distillers/10_dc.ipynb #c029
 def matcher(
     net,
-    distance:str,
-    ipc:int,      # Synthetic images per class
-    passes:int,   # Images that go through `net` in the whole run
+    distance: str,
+    ipc: int,  # Synthetic images per class
+    passes: int,  # Images that go through `net` in the whole run
 ):
     "The fastest way to match several classes"
     match = match_of(net.body, distance)
@@ -113,70 +143,87 @@ def matcher(
 
 # %% ../../nbs/distillers/10_dc.ipynb #c032
 def check_separate(
-    network:str,  # Name of a network
+    network: str,  # Name of a network
     spec,
 ):
     "`InputError` for a network that mixes the images of a batch"
     net = make_network(network, spec, device="meta")
     if any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in net.modules()):
-        raise InputError(f"gradients cannot be matched in {net.name}: with BatchNorm the gradient of a class depends on the batch it is in; use a network without, such as ConvNetD3 or ResNet18GN")
+        raise InputError(
+            f"gradients cannot be matched in {net.name}: with BatchNorm the gradient of a class depends on the batch it is in; use a network without, such as ConvNetD3 or ResNet18GN"
+        )
 
 # %% ../../nbs/distillers/10_dc.ipynb #c035
 def class_batch(
-    data:Data,
-    k:int,     # Class
-    n:int,     # Images
-    seed:int,  # Of this step
+    data: Data,
+    k: int,  # Class
+    n: int,  # Images
+    seed: int,  # Of this step
 ) -> torch.Tensor:  # [n, C,H,W] pixels
     "`n` real images of one class, drawn without replacement"
     c = data.per_class[k]
     return as_pixels(data.train_images[c[torch.randperm(len(c), generator=generator(seed, "real", k))[:n]]])
 
+
 def real_batch(
-    data:Data,
-    n:int,     # Images per class
-    seed:int,  # Of this step
+    data: Data,
+    n: int,  # Images per class
+    seed: int,  # Of this step
 ) -> torch.Tensor:  # [classes, n, C,H,W] pixels
     "`n` real images of each class"
     return torch.stack([class_batch(data, k, n, seed) for k in range(data.spec.classes)])
 
 # %% ../../nbs/distillers/10_dc.ipynb #c038
 def start_images(
-    data:Data,
-    ipc:int,
-    init:str,  # "real" images, or "noise" from a normal distribution in normalised units
-    seed:int,
-    normalise, # Of a network: pixels -> normalised units
+    data: Data,
+    ipc: int,
+    init: str,  # "real" images, or "noise" from a normal distribution in normalised units
+    seed: int,
+    normalise,  # Of a network: pixels -> normalised units
 ) -> torch.Tensor:  # [classes, ipc, C,H,W], normalised
     "Where the synthetic images start"
     check_choice("init", init, ("real", "noise"))
     shape = (data.spec.classes, ipc, data.spec.channels, data.spec.size, data.spec.size)
-    if init == "noise": return torch.randn(shape, generator=generator(seed, "noise"))
+    if init == "noise":
+        return torch.randn(shape, generator=generator(seed, "noise"))
     return normalise(random(data, ipc, seed=seed).images).reshape(shape)
 
 # %% ../../nbs/distillers/10_dc.ipynb #c041
-LOOPS = {1: (1, 1), 5: (5, 10), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}   # ipc -> outer, inner; that of 5 is ours
+LOOPS = {
+    1: (1, 1),
+    5: (5, 10),
+    10: (10, 50),
+    20: (20, 25),
+    30: (30, 20),
+    40: (40, 15),
+    50: (50, 10),
+}  # ipc -> outer, inner; that of 5 is ours
+
 
 def loops(
-    ipc:int,
-    outer:int=None,  # Steps on the images with one network; None: of the table
-    inner:int=None,  # Epochs of training between two of them; None: of the table
+    ipc: int,
+    outer: int = None,  # Steps on the images with one network; None: of the table
+    inner: int = None,  # Epochs of training between two of them; None: of the table
 ) -> tuple:
     "Both numbers; an IPC between two rows takes the upper one"
     row = LOOPS[max(n for n in LOOPS if n <= ipc)]
     return tuple(n if given is None else given for n, given in zip(row, (outer, inner)))
 
 # %% ../../nbs/distillers/10_dc.ipynb #c044
-def unchanged(x, *_): return x   # no augmentation
+def unchanged(x, *_):
+    return x  # no augmentation
+
 
 def train_between(
     net,
-    gradient,            # What `gradient_of` gives
-    x:torch.Tensor,      # Synthetic images [n,C,H,W], normalised
-    y:torch.Tensor,      # Their classes
-    seed:int,            # Of this step
+    gradient,  # What `gradient_of` gives
+    x: torch.Tensor,  # Synthetic images [n,C,H,W], normalised
+    y: torch.Tensor,  # Their classes
+    seed: int,  # Of this step
     *,
-    inner:int, batch_train:int, lr_net:float,
+    inner: int,
+    batch_train: int,
+    lr_net: float,
     each=unchanged,  # Augmentation of a batch
 ):
     "`inner` epochs of plain SGD, in place"
@@ -186,27 +233,34 @@ def train_between(
         for b, index in enumerate(order):
             index = index.to(x.device)
             g = gradient(params, each(x[index], generator(seed, "train", epoch, b)), y[index])
-            for n, p in params.items(): p.add_(g[n], alpha=-lr_net)
+            for n, p in params.items():
+                p.add_(g[n], alpha=-lr_net)
 
 # %% ../../nbs/distillers/10_dc.ipynb #c047
 def matching_step(
-    data:Data,
+    data: Data,
     net,
-    gradient, match,  # What `gradient_of` and `matcher` give
-    params:dict,      # What `matched` gives
-    z:torch.Tensor,   # Synthetic images [classes, ipc, C,H,W], normalised
-    seed:int,         # Of this step
+    gradient,
+    match,  # What `gradient_of` and `matcher` give
+    params: dict,  # What `matched` gives
+    z: torch.Tensor,  # Synthetic images [classes, ipc, C,H,W], normalised
+    seed: int,  # Of this step
     *,
-    batch_real:int,
+    batch_real: int,
     pair=unchanged,  # Augmentation, the same for the real batch and the synthetic images of a class k
-) -> torch.Tensor:    # Sum of the distances; the gradient goes to `z.grad`
+) -> torch.Tensor:  # Sum of the distances; the gradient goes to `z.grad`
     "Gradient of the distance, summed over classes, with respect to the images"
     grads, total = [], 0
-    for first in range(0, len(z), 10):                 # ten classes at a time
-        part = z.detach()[first:first + 10].requires_grad_()
+    for first in range(0, len(z), 10):  # ten classes at a time
+        part = z.detach()[first : first + 10].requires_grad_()
         classes = range(first, first + len(part))
-        def labels(n): return torch.arange(classes.start, classes.stop, device=z.device)[:, None].repeat(1, n)
-        real = [pair(net.normalise(class_batch(data, k, batch_real, seed).to(z.device)), seed, k) for k in classes]
+
+        def labels(n):
+            return torch.arange(classes.start, classes.stop, device=z.device)[:, None].repeat(1, n)
+
+        real = [
+            pair(net.normalise(class_batch(data, k, batch_real, seed).to(z.device)), seed, k) for k in classes
+        ]
         targets = stacked([gradient(params, x, y) for x, y in zip(real, labels(batch_real))])
         seen = torch.stack([pair(x, seed, k) for x, k in zip(part, classes)])
         g, d = match(params, targets, seen.detach(), labels(z.shape[1]))
@@ -217,42 +271,55 @@ def matching_step(
 
 # %% ../../nbs/distillers/10_dc.ipynb #c051
 def matching(
-    method:str,            # "dc" or "dsa"
-    data:Data,
-    ipc:int,               # Images per class
+    method: str,  # "dc" or "dsa"
+    data: Data,
+    ipc: int,  # Images per class
     *,
-    seed:int=0,
+    seed: int = 0,
     device="auto",
-    network="auto",        # Network whose gradients are compared; "auto": ConvNetD3, D4 or D5 by image size
-    iterations:int=1000,   # Networks
-    outer:int=None,        # Steps on the images with each network; None: by IPC
-    inner:int=None,        # Epochs of training between two such steps; None: by IPC
-    batch_real:int=256,    # Real images per class and step
-    batch_train:int=256,   # Batch of the training between steps
-    lr_img:float=0.1,      # Learning rate of the images, normalised units
-    momentum:float=0.5,    # Of the images
-    lr_net:float=0.01,     # Learning rate of the training between steps
-    init:str="real",       # "real" or "noise"
-    distance:str="ours",   # "ours", "mse" or "cos"
-    frequency:dict=None,   # A wish about the spectrum of the images, see `bands`
-    watch=None,            # watch(step, distance, images): called now and then, for curves and pictures
-    state:dict=None,       # What `save` was last given
-    save=None,             # Called with the state every minute
-    pair=unchanged,        # Augmentation of a real batch and its synthetic images
-    each=unchanged,        # Augmentation of a batch that trains the network
+    network="auto",  # Network whose gradients are compared; "auto": ConvNetD3, D4 or D5 by image size
+    iterations: int = 1000,  # Networks
+    outer: int = None,  # Steps on the images with each network; None: by IPC
+    inner: int = None,  # Epochs of training between two such steps; None: by IPC
+    batch_real: int = 256,  # Real images per class and step
+    batch_train: int = 256,  # Batch of the training between steps
+    lr_img: float = 0.1,  # Learning rate of the images, normalised units
+    momentum: float = 0.5,  # Of the images
+    lr_net: float = 0.01,  # Learning rate of the training between steps
+    init: str = "real",  # "real" or "noise"
+    distance: str = "ours",  # "ours", "mse" or "cos"
+    frequency: dict = None,  # A wish about the spectrum of the images, see `bands`
+    watch=None,  # watch(step, distance, images): called now and then, for curves and pictures
+    state: dict = None,  # What `save` was last given
+    save=None,  # Called with the state every minute
+    pair=unchanged,  # Augmentation of a real batch and its synthetic images
+    each=unchanged,  # Augmentation of a batch that trains the network
 ) -> DistilledSet:
     "Gradient matching"
     outer, inner = loops(ipc, outer, inner)
-    config = dict(network=network, iterations=iterations, outer=outer, inner=inner, batch_real=batch_real, batch_train=batch_train, lr_img=lr_img,
-                  momentum=momentum, lr_net=lr_net, init=init, distance=distance) | wished(frequency)
+    config = dict(
+        network=network,
+        iterations=iterations,
+        outer=outer,
+        inner=inner,
+        batch_real=batch_real,
+        batch_train=batch_train,
+        lr_img=lr_img,
+        momentum=momentum,
+        lr_net=lr_net,
+        init=init,
+        distance=distance,
+    ) | wished(frequency)
     run = _Matching(data, ipc, config, seed, pick_device(device), pair, each)
     start, autosave = run.load(state), Autosave(save)
     with progress(iterations * outer, f"{method} ipc {ipc}", start) as bar, full_precision():
         for step in range(start, iterations * outer):
             d = run.step(step)
             look = step % 20 == 0 or step == iterations * outer - 1
-            if look: check_loss(d, step, method, "lr_img" if outer == 1 else "lr_img or lr_net")
-            if look and watch: watch(step, d.item(), run.pixels())
+            if look:
+                check_loss(d, step, method, "lr_img" if outer == 1 else "lr_img or lr_net")
+            if look and watch:
+                watch(step, d.item(), run.pixels())
             bar.step(note=f"distance {d.item():.3f}" if look else "")
             autosave(lambda: run.state(step + 1))
     return DistilledSet(data.spec, run.pixels(), balanced(data, ipc), method, ipc, seed, config)
@@ -260,6 +327,7 @@ def matching(
 # %% ../../nbs/distillers/10_dc.ipynb #c053
 class _Matching:
     "What a run holds: images, optimiser, one network, and functions made from it"
+
     def __init__(self, data, ipc, config, seed, device, pair=unchanged, each=unchanged):
         self.data, self.c, self.seed, self.pair, self.each = data, config, seed, pair, each
         self.net = make_network(config["network"], data.spec, device=device).requires_grad_(False)
@@ -274,92 +342,150 @@ class _Matching:
         trained = config["iterations"] * (config["outer"] - 1) * config["inner"] * len(self.y)
         self.gradient = compiled(gradient_of(self.net.body), self.net, 3 * (steps * seen + trained))
         self.match = matcher(self.net, config["distance"], ipc, 9 * steps * len(self.y))
-    def pixels(self): return self.normal.inverse(self.z.detach().cpu().flatten(0, 1))
+
+    def pixels(self):
+        return self.normal.inverse(self.z.detach().cpu().flatten(0, 1))
 
 # %% ../../nbs/distillers/10_dc.ipynb #c054
 def _step(self, step):
     "One step on the images, and what leads to the next; returns the mean distance of a row, still on the device"
     c, (it, turn) = self.c, divmod(step, self.c["outer"])
     here = derive_seed(self.seed, "matching", step)
-    if turn == 0: self.net.load_state_dict(make_network(c["network"], self.data.spec, seed=derive_seed(self.seed, "network", it)).state_dict())
-    d = matching_step(self.data, self.net, self.gradient, self.match, self.params, self.z, here, batch_real=c["batch_real"], pair=self.pair)
+    if turn == 0:
+        self.net.load_state_dict(
+            make_network(
+                c["network"], self.data.spec, seed=derive_seed(self.seed, "network", it)
+            ).state_dict()
+        )
+    d = matching_step(
+        self.data,
+        self.net,
+        self.gradient,
+        self.match,
+        self.params,
+        self.z,
+        here,
+        batch_real=c["batch_real"],
+        pair=self.pair,
+    )
     self.optimiser.step()
     if turn < c["outer"] - 1:
-        train_between(self.net, self.gradient, self.z.detach().flatten(0, 1), self.y, here, inner=c["inner"], batch_train=c["batch_train"], lr_net=c["lr_net"], each=self.each)
+        train_between(
+            self.net,
+            self.gradient,
+            self.z.detach().flatten(0, 1),
+            self.y,
+            here,
+            inner=c["inner"],
+            batch_train=c["batch_train"],
+            lr_net=c["lr_net"],
+            each=self.each,
+        )
     return d / self.unit
 
+
 def _state(self, step):
-    state = dict(iteration=step, images=self.z.detach().cpu().clone(), optimiser=copy.deepcopy(self.optimiser.state_dict()))
+    state = dict(
+        iteration=step,
+        images=self.z.detach().cpu().clone(),
+        optimiser=copy.deepcopy(self.optimiser.state_dict()),
+    )
     return state if step % self.c["outer"] == 0 else state | dict(net=weights(self.net))
 
+
 def _load(self, state):
-    if state and "net" in state: self.net.load_state_dict(state["net"])
+    if state and "net" in state:
+        self.net.load_state_dict(state["net"])
     return resume(self.z, self.optimiser, state)
+
 
 _Matching.step, _Matching.state, _Matching.load = _step, _state, _load
 
 # %% ../../nbs/distillers/10_dc.ipynb #c056
 def resume(
-    z:torch.Tensor,  # Images, filled in place
+    z: torch.Tensor,  # Images, filled in place
     optimiser,
-    state:dict,      # Of a run that was interrupted, or None
-) -> int:            # Where to go on
+    state: dict,  # Of a run that was interrupted, or None
+) -> int:  # Where to go on
     "Put back images and momentum"
-    if not state: return 0
-    with torch.no_grad(): z.copy_(state["images"])
+    if not state:
+        return 0
+    with torch.no_grad():
+        z.copy_(state["images"])
     optimiser.load_state_dict(state["optimiser"])
     return state["iteration"]
 
+
 def check_loss(
-    loss:torch.Tensor,
-    it:int,
-    method:str,
-    knob:str="lr_img",  # What may be too large
+    loss: torch.Tensor,
+    it: int,
+    method: str,
+    knob: str = "lr_img",  # What may be too large
 ):
     "`ArithmeticError` where a run has diverged"
-    if not torch.isfinite(loss): raise ArithmeticError(f"the loss of {method} is {loss.item()} at iteration {it}: use a smaller {knob}")
+    if not torch.isfinite(loss):
+        raise ArithmeticError(
+            f"the loss of {method} is {loss.item()} at iteration {it}: use a smaller {knob}"
+        )
+
 
 def check_rates(
     *,
-    momentum:float,
+    momentum: float,
     **rates,  # Learning rates by name
 ):
     "`InputError` unless SGD can run with these"
     number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
     for name, v in rates.items():
-        if not (number(v) and 0 < v < float("inf")): raise InputError(f"{name} must be a number above 0, got {v!r}")
-    if not (number(momentum) and 0 <= momentum < 1): raise InputError(f"momentum must be a number from 0 to below 1, got {momentum!r}")
+        if not (number(v) and 0 < v < float("inf")):
+            raise InputError(f"{name} must be a number above 0, got {v!r}")
+    if not (number(momentum) and 0 <= momentum < 1):
+        raise InputError(f"momentum must be a number from 0 to below 1, got {momentum!r}")
+
 
 def check_images(
-    data:Data,
+    data: Data,
     *,
-    iterations:int, batch_real:int, init:str,
+    iterations: int,
+    batch_real: int,
+    init: str,
 ):
     "`InputError` unless there are so many real images"
     check_int("iterations", iterations, 0)
-    check_int("batch_real", batch_real, 1, min(map(len, data.per_class)), f"the images of the smallest class of {data.spec.name}")
+    check_int(
+        "batch_real",
+        batch_real,
+        1,
+        min(map(len, data.per_class)),
+        f"the images of the smallest class of {data.spec.name}",
+    )
     check_choice("init", init, ("real", "noise"))
 
 # %% ../../nbs/distillers/10_dc.ipynb #c058
 @distiller
 @delegates(matching, but=["pair", "each"])
 def dc(
-    data:Data,
-    ipc:int,  # Images per class
+    data: Data,
+    ipc: int,  # Images per class
     **kwargs,
 ) -> DistilledSet:
     "Gradient matching (Zhao, Mopuri and Bilen, ICLR 2021)"
     return matching("dc", data, ipc, **kwargs)
 
 # %% ../../nbs/distillers/10_dc.ipynb #c059
-def check_matching(data, ipc, network, *, outer, inner, batch_train, distance, momentum, lr_img, lr_net, **images):
+def check_matching(
+    data, ipc, network, *, outer, inner, batch_train, distance, momentum, lr_img, lr_net, **images
+):
     "`InputError` for options that gradient matching cannot run with"
     check_images(data, **images)
     check_rates(momentum=momentum, lr_img=lr_img, lr_net=lr_net)
-    if outer is not None: check_int("outer", outer, 1)
-    if inner is not None: check_int("inner", inner, 0)
+    if outer is not None:
+        check_int("outer", outer, 1)
+    if inner is not None:
+        check_int("inner", inner, 0)
     check_int("batch_train", batch_train, 1)
     check_choice("distance", distance, distances)
     check_separate(network, data.spec)
+
 
 dc.check = check_matching

@@ -21,7 +21,7 @@ from ddrobust_nb.training.distilled import distiller, save_set
 from ddrobust_nb.foundations.networks import make_network
 from ddrobust_nb.results import plan as cell_module
 from ddrobust_nb.results.plan import PARAMETERS, distil_cell, plan_cell, run_stages, write_out
-from ddrobust_nb.results.rows import read_results
+from ddrobust_nb.results.reading import read_results
 from ddrobust_nb.results.store import DamagedArtefact, Store, cached
 from ddrobust_nb.training.fit import Recipe, fit
 

@@ -22,7 +22,7 @@ from ddrobust_nb.attacks.attack import OverwritesRobustBench, AttackConfig, atta
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.results import plan as cell_module
 from ddrobust_nb.results.plan import plan_cell, run_stages, write_out
-from ddrobust_nb.results.rows import read_results
+from ddrobust_nb.results.reading import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -29,8 +29,8 @@ from ddrobust_nb.grid.run import (
 )
 from ddrobust_nb.grid.status import rows_of_plan, standing, state_of
 from ddrobust_nb.results import showing
-from ddrobust_nb.results.rows import read_results
-from ddrobust_nb.results.showing import NotShown, as_display, reason, show_or_say, text_or_say
+from ddrobust_nb.results.reading import read_results
+from ddrobust_nb.results.showing import NotShown, as_display, error_line, show_or_say, text_or_say
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def test_a_full_disk_leaves_the_figure_of_before(user, tmp_path, monkeypatch):
     ],
 )
 def test_reasons(error, said):
-    assert reason(error) == said
+    assert error_line(error) == said
 
 
 # ---- the run notebooks

@@ -32,8 +32,8 @@ from ddrobust_nb.grid.status import (
     status,
     write_table,
 )
-from ..results.compare import notes_on, wide
-from ..results.report import footnotes, table
+from ..results.compare import notes_on, printed_layout
+from ..results.report import footnotes, results_table
 from ..results.showing import text_or_say
 from ..results.store import replacing, write_json
 
@@ -223,7 +223,7 @@ def _text(df):
 def _table(a, plan):
     if a.layout:
         beside = paper_layout(plan, a.layout)
-        table_of = beside if a.to.endswith(".csv") else wide(beside)
+        table_of = beside if a.to.endswith(".csv") else printed_layout(beside)
         return (
             write_table(table_of, a.to, notes_on(beside))
             if a.to
@@ -233,7 +233,7 @@ def _table(a, plan):
     return (
         export_rows(rows, a.to)
         if a.to
-        else "\n".join([_text(table(rows)), *footnotes(rows)])
+        else "\n".join([_text(results_table(rows)), *footnotes(rows)])
         if rows
         else "no cell of this grid is done"
     )
@@ -274,7 +274,9 @@ def command(argv) -> int:
     outcome = run_grid(plan, machines)
     rows = rows_of_plan(plan)
     found = (
-        text_or_say(lambda: "\n".join([_text(table(rows)), *footnotes(rows)]), "the table") if rows else ""
+        text_or_say(lambda: "\n".join([_text(results_table(rows)), *footnotes(rows)]), "the table")
+        if rows
+        else ""
     )
     print(
         found,

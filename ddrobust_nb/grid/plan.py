@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 from ..foundations.data import FOLDERS, Data, find_root, load_data, specs, subsets, wanted
-from ..results.plan import PARAMETERS, Cell, plan_cell
-from ..results.mixing_run import PARAMETERS as MIXING, plan_mixing
+from ..results.mixing_run import MIXING_PARAMETERS, MIXING_PARAMETERS as MIXING, plan_mixing
+from ..results.plan import Cell, plan_cell
 from ..results.store import Store, find_store
 
 # %% ../../nbs/grid/10_plan.ipynb #c006
@@ -127,7 +127,7 @@ class Planned:
 
 # %% ../../nbs/grid/10_plan.ipynb #c021
 COMMON = ("store", "out", "data_root", "device")  # Belong to the grid, not to a cell
-NOTEBOOKS = {"run_cell": PARAMETERS, "run_mixing": MIXING}
+NOTEBOOKS = {"run_cell": MIXING_PARAMETERS, "run_mixing": MIXING}
 
 
 def check_block(block: dict):

@@ -20,10 +20,12 @@ from filelock import FileLock, Timeout
 from .cost import bill, duration
 from .plan import Plan
 from .run import has_rows, is_done, is_executed, partly_shown, unshown, unshown_line
-from ..results.compare import beside_paper, find_rows, notes_on, spans, texts, wide
+from ..results.compare import beside_paper, find_rows, notes_on, printed_layout
+from ..results.drawing import spans, texts
 from ..results.paper import paper_results, paper_table
-from ..results.report import footnotes, table
-from ..results.rows import frame, read_results
+from ..results.report import footnotes, results_table
+from ..results.reading import read_results
+from ..results.rows import results_frame
 from ..results.store import LOCKS, Store, check_format, find_store, replacing
 
 # %% ../../nbs/grid/40_status.ipynb #c005
@@ -270,14 +272,14 @@ def export_rows(
         raise InputError("there are no rows to write: run a cell first")
     path = check_path("path", path)
     if path.suffix == ".csv":
-        return write_table(frame(rows), path)
-    return write_table(table(rows), path, footnotes(rows))
+        return write_table(results_frame(rows), path)
+    return write_table(results_table(rows), path, footnotes(rows))
 
 # %% ../../nbs/grid/40_status.ipynb #c024
 def paper_layout(
     plan: Plan,
     name: str,  # A table of accuracies: "I", "VII"
-) -> pd.DataFrame:  # For `wide`, and for a CSV as it is
+) -> pd.DataFrame:  # For `printed_layout`, and for a CSV as it is
     "A table of the paper with the numbers of a plan's done cells beside its own"
     check_choice("table of the paper", name, tuple(dict.fromkeys(paper_results()["table"])))
     return beside_paper(

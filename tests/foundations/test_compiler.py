@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddrobust_nb.foundations import networks
+from ddrobust_nb.foundations import compiling
 from ddrobust_nb.foundations.data import specs
-from ddrobust_nb.foundations.networks import (
+from ddrobust_nb.foundations.compiling import (
     NotCompiled,
     compiled,
     compiled_static,
     compiler_error,
     compiler_trouble,
     cpp_compiler,
-    make_network,
 )
+from ddrobust_nb.foundations.networks import make_network
 
 pytestmark = pytest.mark.skipif(not cpp_compiler(), reason="no C++ compiler")
 
@@ -188,7 +188,7 @@ def check_plain(said, reason, way):
 def broken(way, folder):
     script = folder / "g++"
     script.write_text(
-        f'#!/bin/sh\n{BROKEN[way][0]}\nexec {networks.shutil.which("g++") or cpp_compiler()} "$@"\n'
+        f'#!/bin/sh\n{BROKEN[way][0]}\nexec {compiling.shutil.which("g++") or cpp_compiler()} "$@"\n'
     )
     script.chmod(0o755)
     return answer(folder, {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "CXX": str(script)})
@@ -217,7 +217,7 @@ def test_a_compiler_that_works_is_used_and_leaves_nothing_behind(tmp_path):
         "FusedConvNet",
         "OptimizedModule",
     }
-    before = networks.compiler_trouble.cache_info()
-    networks._compile_something("cpu")  # beside the folder's own files, only for a moment
+    before = compiling.compiler_trouble.cache_info()
+    compiling._compile_something("cpu")  # beside the folder's own files, only for a moment
     folder = Path(torch._inductor.codecache.cache_dir())
-    assert before == networks.compiler_trouble.cache_info() and not list(folder.glob("tmp*/*"))
+    assert before == compiling.compiler_trouble.cache_info() and not list(folder.glob("tmp*/*"))

@@ -31,7 +31,7 @@ from ddrobust_nb.results.plan import read_weights
 from ddrobust_nb.fast import convolution
 from ddrobust_nb.foundations import networks
 from ddrobust_nb.foundations import predict as predict_page
-from ddrobust_nb.fast import fused as sweep
+from ddrobust_nb.fast import fused
 from ddrobust_nb.training import fit as train
 from tiny import global_randomness, scramble, tiny_data
 
@@ -268,19 +268,19 @@ def weights_read(net):
 
 def swept(net):
     with pytest.raises(InputError, match="can be swept"):
-        sweep.FusedConvNet(net)
+        fused.FusedConvNet(net)
 
 
 DOES_NOT_ASK = {  # Looks at the network, or copies it: any mode will do
     "foundations.networks.uses_batch_statistics": lambda net: networks.uses_batch_statistics(net),
     "distillers.dm.statistics_kept": lambda net: entered(dm.statistics_kept(net)),
     "fast.queries.passes_before_compiling": lambda net: queries.passes_before_compiling(net, CPU),
-    "fast.queries.expect": lambda net: queries.expect(net, 5),
+    "fast.queries.expect_passes": lambda net: queries.expect_passes(net, 5),
     "attacks.attack.untouched": lambda net: entered(config.untouched(net)),
     "attacks.attack.attack_type": lambda net: config.attack_type(net, X, AttackConfig("fgsm")),
     "attacks.attack.place_model": lambda net: config.place_model(net, "cpu"),
     "attacks.autoattack.ThreeChannels": lambda net: autoattack.ThreeChannels(net),
-    "fast.convolution.lighter": lambda net: convolution.lighter(net),
+    "fast.convolution.with_winograd": lambda net: convolution.with_winograd(net),
     "distillers.dc.matched": lambda net: dc.matched(net.body, "ours"),
     "distillers.dc.gradient_of": lambda net: dc.gradient_of(net.body),
     "distillers.dc.match_of": lambda net: dc.match_of(net.body, "ours"),
@@ -297,8 +297,8 @@ DOES_NOT_ASK = {  # Looks at the network, or copies it: any mode will do
     "foundations.compiling.worth_compiling": lambda net: worth_compiling(net, 10),
     "results.plan.read_weights": weights_read,
     "fast.fused.FusedConvNet": swept,
-    "fast.fused.quickest": lambda net: sweep.quickest(net, "cpu"),
-    "fast.fused.sweeps": lambda net: sweep.sweeps(net, "cpu"),
+    "fast.fused.accelerated": lambda net: fused.accelerated(net, "cpu"),
+    "fast.fused.can_fuse": lambda net: fused.can_fuse(net, "cpu"),
     "training.fit.fit": lambda net: train.fit(
         relabelled(net), network="ConvNetD3-w8", recipe=train.Recipe(epochs=1), teacher=net, device="cpu"
     ),
@@ -341,7 +341,7 @@ ASKS = {  # Asks the network: one in training mode is refused
     "attacks.fab.fab": lambda net: fab.fab(net, X, Y, (Y + 1) % 4, 2),
     "attacks.fgsm.pixel_gradient": lambda net: fgsm.pixel_gradient(net, X, Y),
     "attacks.pgd.ascend": lambda net: list(pgd.ascend(net, X, Y, [AttackConfig("pgd", steps=2)], X - 0.5)),
-    "fast.queries.Counted": lambda net: queries.Counted(net, Y)(X),
+    "fast.queries.CountedModel": lambda net: queries.CountedModel(net, Y)(X),
     "fast.queries.loss_gradient": lambda net: queries.loss_gradient(net, X, first),
     "attacks.robustness.check_logits": lambda net: robustness.check_logits(net, DATA, "cpu"),
     "attacks.robustness.evaluate": lambda net: robustness.evaluate(

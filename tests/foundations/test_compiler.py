@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(not cpp_compiler(), reason="no C++ compiler")
 def attempts(monkeypatch):
     "The devices for which something tiny was compiled; nothing is known before or after"
     devices = []
-    monkeypatch.setattr(networks, "_compile_something", devices.append)
+    monkeypatch.setattr(compiling, "_compile_something", devices.append)
     compiler_trouble.cache_clear()
     yield devices
     compiler_trouble.cache_clear()
@@ -67,7 +67,7 @@ def test_whatever_is_raised_leads_to_plain_pytorch(error, attempts, monkeypatch)
     def raises(device):
         raise error
 
-    monkeypatch.setattr(networks, "_compile_something", raises)
+    monkeypatch.setattr(compiling, "_compile_something", raises)
     for _ in range(2):  # known by now, and still told
         with pytest.warns(NotCompiled, match="torch.compile does not work here") as seen:
             assert compiled_static(torch.sin) is torch.sin
@@ -78,7 +78,7 @@ def test_an_interruption_is_no_reason(attempts, monkeypatch):
     def stops(device):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(networks, "_compile_something", stops)
+    monkeypatch.setattr(compiling, "_compile_something", stops)
     with pytest.raises(KeyboardInterrupt):
         compiled_static(torch.sin)
 

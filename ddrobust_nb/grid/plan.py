@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from ..foundations.data import FOLDERS, Data, find_root, load_data, specs, subsets, wanted
+from ..foundations.data import Data, specs, subsets
+from ..foundations.datasets import FOLDERS, find_root, load_data, wanted
 from ..results.plan import PARAMETERS, Cell, plan_cell
 from ..results.mixing_run import PARAMETERS as MIXING, plan_mixing
 from ..results.store import Store, find_store

@@ -26,9 +26,13 @@ from ..mixing.mix import MIX_VERSION, card_augment, check_mixed, control, mix, m
 from ..foundations.networks import network_revision
 from ..training.protocols import PROTOCOLS
 from ddrobust_nb.results.plan import (
-    VERSIONS,
     Cell,
     Distilled,
+    VERSIONS,
+    _flags_of,
+    _out_folder,
+    _read_model,
+    _write_model,
     artefacts,
     attack_cell,
     attack_key,
@@ -37,12 +41,6 @@ from ddrobust_nb.results.plan import (
     plan_cell,
     set_digest,
 )
-from ddrobust_nb.results.plan import (
-    _flags_of,
-    _out_folder,
-    _read_model,
-    _write_model,
-)  # files, and the check of `out`, are those of a cell
 from .keys import recipe_fields, attack_config_fields
 from .lines import ATTACK_COLUMNS, DIGESTS, OF_ATTACK, OF_CELL
 from .paper import paper_table

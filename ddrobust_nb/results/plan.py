@@ -44,9 +44,11 @@ from ..attacks.metrics import carry_over_eps, drop_rate
 from ..attacks.robustness import Evaluation, attacked_index, evaluate
 from ..attacks.attack import AttackConfig, installed_version, attack_list
 from ..foundations.bands import check_frequency
-from ..foundations.data import Data, as_pixels, load_data
+from ..foundations.data import Data, as_pixels
+from ..foundations.datasets import load_data
 from ..training.distilled import DistilledSet, distiller, load_set, own_options, save_set
-from ..foundations.networks import can_compile, make_network, network_revision, worth_compiling
+from ..foundations.compiling import can_compile, worth_compiling
+from ..foundations.networks import make_network, network_revision
 from ..training.protocols import PROTOCOLS, Protocol, preset_options, protocol_for, recipe_for
 from ddrobust_nb.results.keys import (
     attack_fields,

@@ -29,7 +29,8 @@ import ddrobust_nb
 from ..training.distilled import distiller
 from .cost import is_made
 from .plan import Plan
-from ..results.plan import distil_cell, make_part, part_configs, plan_cell, set_key
+from ..results.plan import plan_cell
+from ..results.stages import distil_cell, make_part, part_configs, set_key
 from ..results.showing import NotShown
 from ..results.store import Busy, Store, alone, write_json
 

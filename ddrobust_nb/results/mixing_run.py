@@ -25,25 +25,10 @@ from ..training.distilled import DistilledSet, class_balanced, distiller, load_s
 from ..mixing.mix import MIX_VERSION, card_augment, check_mixed, control, mix, mixing_recipe
 from ..foundations.networks import network_revision
 from ..training.protocols import PROTOCOLS
-from ddrobust_nb.results.plan import (
-    VERSIONS,
-    Cell,
-    Distilled,
-    artefacts,
-    attack_cell,
-    attack_key,
-    distil_cell,
-    finish_cell,
-    plan_cell,
-    set_digest,
-)
-from ddrobust_nb.results.plan import (
-    _flags_of,
-    _out_folder,
-    _read_model,
-    _write_model,
-)  # files, and the check of `out`, are those of a cell
-from .keys import recipe_fields, attack_config_fields
+from .cell_rows import _flags_of, artefacts, attack_cell, finish_cell
+from .keys import VERSIONS, attack_config_fields, recipe_fields
+from .plan import Cell, _out_folder, plan_cell, set_digest
+from .stages import Distilled, _read_model, _write_model, attack_key, distil_cell
 from .lines import ATTACK_COLUMNS, DIGESTS, OF_ATTACK, OF_CELL
 from .paper import paper_table
 from .report import attack_label, spread
@@ -267,7 +252,7 @@ def mixing_config(run: Mixing) -> dict:
         n_distilled=run.n_distilled,
         augment=run.augment,
         sets=sets,
-        configs=[attack_config_fields(t) for t in c.configs],
+        threats=[attack_config_fields(t) for t in c.configs],
         n_test=c.n_test,
         n_models=c.n_models,
         seed=c.seed,

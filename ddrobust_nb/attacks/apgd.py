@@ -13,7 +13,7 @@ from torch import nn
 from ..foundations.core import InputError
 from ..foundations.predict import check_eval
 from .fgsm import cross_entropy
-from ..fast.queries import expect, how_often, loss_gradient, may_look
+from ..fast.queries import expect_passes, tasks_at_once, loss_gradient, should_check
 from .attack import PRESETS, AttackConfig, as_one_batch, attack, unit_noise
 
 # %% ../../nbs/attacks/40_apgd.ipynb #c009
@@ -129,7 +129,7 @@ def apgd(
                 rises=0 * value,
                 halved=torch.ones_like(broken),
             )
-        if look := may_look(i + 1, x.device):
+        if look := should_check(i + 1, x.device):
             s = remaining(s, ~broken[s["id"]])
         if look and not len(s["id"]):
             break
@@ -193,9 +193,9 @@ def apgd_t_rows(model, x, y, eps, preset, seed, index):
     classes, turn = other_classes(z, p["targets"]), 0
     while len(left) and turn < classes.shape[1]:
         if turn:
-            expect(model, 3 * p["steps"] * len(left) * (classes.shape[1] - turn))
+            expect_passes(model, 3 * p["steps"] * len(left) * (classes.shape[1] - turn))
         many = (
-            how_often(len(left), classes.shape[1] - turn, x.device) if turn else 1
+            tasks_at_once(len(left), classes.shape[1] - turn, x.device) if turn else 1
         )  # the first class breaks most
         rows, target = left.repeat(many), classes[left, turn : turn + many].T.flatten()
         noise = torch.cat(

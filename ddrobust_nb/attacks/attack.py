@@ -22,7 +22,7 @@ from ddrobust_nb.foundations.core import (
     pick_device,
     unknown_name,
 )
-from ..fast.queries import Counted
+from ..fast.queries import CountedModel
 from ..foundations.predict import check_eval, left_alone
 import copy
 import importlib.util
@@ -625,7 +625,7 @@ def run_chunk(
     "Attack one chunk and judge it"
     began, counted, wants = (
         time.perf_counter(),
-        Counted(model, y, passes),
+        CountedModel(model, y, passes),
         inspect.signature(public.bare).parameters,
     )
     with untouched(model), warnings.catch_warnings(record=True) as heard:

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from ..foundations.core import InputError
 from ..foundations.predict import float_types, predict
-from ..fast.queries import Counted
+from ..fast.queries import CountedModel
 from ddrobust_nb.attacks.attack import (
     PARTS,
     AttackConfig,
@@ -119,7 +119,7 @@ def gradient_checks(
     "`gradient`, `saturation`: right images without a gradient of the margin, and of the cross-entropy alone"
     with untouched(model):
         x = x.detach().clone().requires_grad_()
-        z = Counted(model, y)(x)
+        z = CountedModel(model, y)(x)
         flat = [
             torch.autograd.grad(
                 loss(z, y).sum(), x, retain_graph=True, allow_unused=True, materialize_grads=True
@@ -163,7 +163,7 @@ def answer_checks(
     x: torch.Tensor,
 ) -> list:
     "`random`, `dynamic`, `logits`: what five forward passes say"
-    asked = Counted(model, torch.zeros(0, dtype=torch.long, device=x.device))
+    asked = CountedModel(model, torch.zeros(0, dtype=torch.long, device=x.device))
     with untouched(model), torch.no_grad(), gradients_taken() as taken:
         first, *others = [asked(x).detach() for _ in range(5)]
     size = first.norm(dim=1).clamp(min=1e-12)

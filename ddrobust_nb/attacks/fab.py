@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .apgd import other_classes, remaining
-from ..fast.queries import expect, how_often, loss_gradient, may_look
+from ..fast.queries import expect_passes, tasks_at_once, loss_gradient, should_check
 from .attack import PRESETS, attack
 
 # %% ../../nbs/attacks/50_fab.ipynb #c009
@@ -27,7 +27,7 @@ def water_level(
         new = torch.where(
             fixed + slope * lam >= height, lam, torch.where(slope > 0, (height - fixed) / slope, torch.inf)
         )
-        if (look := may_look(i, w.device)) and torch.equal(new, lam):
+        if (look := should_check(i, w.device)) and torch.equal(new, lam):
             break
         lam = new
     return lam
@@ -67,7 +67,7 @@ def fab(
         best[s["id"]] = torch.where(better[:, None, None, None], s["at"], best[s["id"]])
         dist[s["id"]] = torch.where(better, far, dist[s["id"]])
         s["at"] = torch.where(bad[:, None, None, None], s["x"] + 0.9 * (s["at"] - s["x"]), s["at"])
-        if look := may_look(i + 1, x.device):
+        if look := should_check(i + 1, x.device):
             s = remaining(s, dist[s["id"]] > enough)
         if look and not len(s["id"]):
             break
@@ -104,8 +104,8 @@ def fab_t(
     turn = 0
     while len(left) and turn < classes.shape[1]:
         if turn:
-            expect(model, 4 * p["steps"] * len(left) * (classes.shape[1] - turn))
-        many = how_often(len(left), classes.shape[1] - turn, x.device) if turn else 1
+            expect_passes(model, 4 * p["steps"] * len(left) * (classes.shape[1] - turn))
+        many = tasks_at_once(len(left), classes.shape[1] - turn, x.device) if turn else 1
         rows, target = left.repeat(many), classes[left, turn : turn + many].T.flatten()
         for near, far in zip(
             *(found.split(len(left)) for found in fab(model, x[rows], y[rows], target, p["steps"], least))

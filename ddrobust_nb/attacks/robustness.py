@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from ..foundations.data import Data, as_pixels, test_subset
-from ..fast.fused import kernels, sweeps
+from ..fast.fused import load_kernels, can_fuse
 from ..foundations.predict import image_type, predict
 from ddrobust_nb.attacks.attack import (
     AttackConfig,
@@ -197,7 +197,7 @@ def expected_cost(
     x, y, n = as_pixels(data.test_images[some]), data.test_labels[some], n_test or len(data.test_labels)
     trial, bought = (
         {},
-        10**12 if sweeps(model, device) and kernels() else 0,
+        10**12 if can_fuse(model, device) and load_kernels() else 0,
     )  # then a pass takes what it will take later
 
     def left(eps):

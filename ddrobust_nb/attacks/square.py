@@ -14,7 +14,7 @@ from ..foundations.core import generator
 from ..foundations.predict import check_eval
 from .apgd import remaining
 from .cw import margin
-from ..fast.queries import expect, how_often, may_look, pieces
+from ..fast.queries import expect_passes, tasks_at_once, should_check, batch_sizes
 from .attack import PRESETS, AttackConfig, as_one_batch, attack, unit_noise
 
 # %% ../../nbs/attacks/60_square.ipynb #c011
@@ -96,7 +96,7 @@ def square_search(
     many, rounds = (ahead or 1) * len(s["id"]), 0
     while len(s["id"]):
         _try_squares(model, s, sides, many)
-        if look := may_look(rounds := rounds + 1, x.device):
+        if look := should_check(rounds := rounds + 1, x.device):
             if (over := s["hit"] | (s["next"] >= queries)).any():
                 out[s["id"]], broken[s["id"]], had[s["id"]] = (
                     torch.where(s["hit"][:, None, None, None], s["best"], out[s["id"]]),
@@ -105,7 +105,7 @@ def square_search(
                 )
                 s = remaining(s, ~over)
             if rounds > queries // 20:
-                expect(model, int((queries - s["next"]).sum()))
+                expect_passes(model, int((queries - s["next"]).sum()))
             many = ahead * len(s["id"]) if ahead else _worthwhile(s)
     return out, broken, had
 
@@ -168,7 +168,7 @@ def _worthwhile(s):
     "Squares to ask about at once: what fills the pieces, but of each image no more than half the queries that lay between two gains"
     n, device = len(s["id"]), s["best"].device
     most = 1 + int(s["next"].sum() / (2 * s["gains"].sum() + 2))
-    return min(n * most, max(sum(pieces(n, device)), n * how_often(n, most, device)))
+    return min(n * most, max(sum(batch_sizes(n, device)), n * tasks_at_once(n, most, device)))
 
 # %% ../../nbs/attacks/60_square.ipynb #c023
 def square_rows(model, x, y, eps, preset, seed, index):

@@ -30,7 +30,7 @@ import ddrobust_nb.distillers
 from ..attacks.metrics import carry_over_eps, drop_rate
 from ..attacks.robustness import Evaluation, attacked_index
 from ..attacks.attack import AttackConfig, installed_version
-from ..foundations.data import load_data
+from ..foundations.datasets import load_data
 from ..training.distilled import DistilledSet, distiller, save_set
 from .keys import VERSIONS, recipe_fields
 from ddrobust_nb.results.rows import (

@@ -36,7 +36,8 @@ import ddrobust_nb
 import ddrobust_nb.distillers
 from ..attacks.attack import attack_list
 from ..foundations.bands import check_frequency
-from ..foundations.data import Data, load_data
+from ..foundations.data import Data
+from ..foundations.datasets import load_data
 from ..training.distilled import DistilledSet, distiller, load_set, own_options
 from ..foundations.networks import make_network, network_revision
 from ..training.protocols import PROTOCOLS, Protocol, preset_options, protocol_for, recipe_for

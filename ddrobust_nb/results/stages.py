@@ -29,9 +29,11 @@ import ddrobust_nb.distillers
 from ..attacks.checks import attack_checks, model_checks
 from ..attacks.robustness import Evaluation, attacked_index, evaluate
 from ..attacks.attack import AttackConfig
-from ..foundations.data import as_pixels, load_data
+from ..foundations.data import as_pixels
+from ..foundations.datasets import load_data
 from ..training.distilled import DistilledSet, distiller, load_set, save_set
-from ..foundations.networks import can_compile, make_network, network_revision, worth_compiling
+from ..foundations.compiling import can_compile, worth_compiling
+from ..foundations.networks import make_network, network_revision
 from ddrobust_nb.results.keys import (
     VERSIONS,
     attack_config_fields,

@@ -18,7 +18,14 @@ from ddrobust_nb.attacks.autoattack import autoattack_flags
 from ddrobust_nb.attacks.cw import margin
 from ddrobust_nb.attacks.fab import fab, to_plane, water_level
 from ddrobust_nb.attacks.fgsm import cross_entropy
-from ddrobust_nb.fast.queries import PIECES, Counted, how_often, in_pieces, may_look, pieces
+from ddrobust_nb.fast.queries import (
+    COMPILED_SIZES,
+    CountedModel,
+    tasks_at_once,
+    in_fixed_batches,
+    should_check,
+    batch_sizes,
+)
 from ddrobust_nb.attacks.robustness import (
     Evaluation,
     evaluate,
@@ -233,7 +240,10 @@ def test_what_square_does_not_ask_is_known(monkeypatch):
     "A square that changes nothing counts as a query and is not asked; asking everything gives the same to the bit"
     net, x, y = world(dtype=torch.float, channels=3, size=(12, 12))
     lucky = lambda ids: own_luck(0, ids.tolist(), 400, 3)
-    stripes, asked = torch.rand(len(x), 3, 1, 12, generator=generator(0, "stripes")) > 0.5, Counted(net, y)
+    stripes, asked = (
+        torch.rand(len(x), 3, 1, 12, generator=generator(0, "stripes")) > 0.5,
+        CountedModel(net, y),
+    )
     few = square_search(asked, x, y, 4 / 255, 400, False, stripes, lucky, ahead=1)
 
     def everything(model, new, y, asked):
@@ -241,7 +251,7 @@ def test_what_square_does_not_ask_is_known(monkeypatch):
         return margin(z, y), z.argmax(1) != y
 
     monkeypatch.setattr(square_module, "_ask", everything)
-    every = Counted(net, y)
+    every = CountedModel(net, y)
     assert all(
         torch.equal(a, b)
         for a, b in zip(few, square_search(every, x, y, 4 / 255, 400, False, stripes, lucky, ahead=1))
@@ -253,11 +263,13 @@ def test_what_square_does_not_ask_is_known(monkeypatch):
 def test_squares_asked_about_at_once_change_nothing(device, monkeypatch):
     "In double precision to the bit what one after the other finds, and who survives has had every query"
     if device == "cuda":
-        monkeypatch.setattr(square_module, "may_look", lambda i, device: may_look(i, torch.device("cuda")))
+        monkeypatch.setattr(
+            square_module, "should_check", lambda i, device: should_check(i, torch.device("cuda"))
+        )
     net, x, y = world(n=40)
     lucky = lambda ids: own_luck(0, ids.tolist(), 300, 3)
     stripes = torch.rand(len(x), 3, 1, x.shape[3], generator=generator(0, "stripes")) > 0.5
-    asked = {ahead: Counted(net, y) for ahead in (1, 3, 50, 1000, None)}
+    asked = {ahead: CountedModel(net, y) for ahead in (1, 3, 50, 1000, None)}
     runs = {
         ahead: square_search(a, x, y, 2 / 255, 300, True, stripes, lucky, ahead=ahead)
         for ahead, a in asked.items()
@@ -276,7 +288,7 @@ def test_classes_tried_at_once_change_nothing(name, monkeypatch):
     for most in (1, 3, 100):
         monkeypatch.setattr(
             apgd_module if name == "apgd-t" else fab_module,
-            "how_often",
+            "tasks_at_once",
             lambda n, many, device: sizes.append(min(many, most)) or sizes[-1],
         )
         found.append(
@@ -336,9 +348,9 @@ def test_how_often():
     "Never less than once, never more than there is to do, and no fuller than a batch may be"
     for n in range(70):
         for most in (1, 9):
-            assert 1 <= how_often(n, most, torch.device("cpu")) <= most and (
-                n * how_often(n, most, torch.device("cpu")) <= 64
-                or how_often(n, most, torch.device("cpu")) == 1
+            assert 1 <= tasks_at_once(n, most, torch.device("cpu")) <= most and (
+                n * tasks_at_once(n, most, torch.device("cpu")) <= 64
+                or tasks_at_once(n, most, torch.device("cpu")) == 1
             )
 
 
@@ -440,17 +452,18 @@ def test_water_level_is_exact():
 
 @pytest.mark.parametrize("n", (1, 7, 8, 9, 31, 128, 200, 300))
 def test_pieces(n):
-    for device, known in PIECES.items():
-        sizes = pieces(n, torch.device(device))
+    for device, known in COMPILED_SIZES.items():
+        sizes = batch_sizes(n, torch.device(device))
         assert (
             set(sizes) <= set(known)
             and 0 <= sum(sizes) - n < known[-1]
             and sizes == sorted(sizes, reverse=True)
         )
-    sizes, seen = pieces(n, torch.device("cpu")), []
+    sizes, seen = batch_sizes(n, torch.device("cpu")), []
     x = torch.rand(n, 3)
     assert (
-        torch.equal(in_pieces(lambda part: (seen.append(len(part)), part * 2)[1], x), x * 2) and seen == sizes
+        torch.equal(in_fixed_batches(lambda part: (seen.append(len(part)), part * 2)[1], x), x * 2)
+        and seen == sizes
     )
 
 
@@ -463,13 +476,13 @@ def test_asking_seldom_changes_nothing(name, monkeypatch):
     t = AttackConfig(name, "2/255", preset="aa-quick")
     for module in (apgd_module, fab_module, square_module):
         monkeypatch.setattr(
-            module, "how_often", lambda *_: 1
+            module, "tasks_at_once", lambda *_: 1
         )  # else the work would differ by what is tried in vain
     monkeypatch.setattr(square_module, "_worthwhile", lambda s: len(s["id"]))
     always = attack_images(net, x, y, t)
     cuda = torch.device("cuda")
     for module in (apgd_module, fab_module, square_module):
-        monkeypatch.setattr(module, "may_look", lambda i, device: may_look(i, cuda))
+        monkeypatch.setattr(module, "should_check", lambda i, device: should_check(i, cuda))
     seldom = attack_images(net, x, y, t)
     assert torch.equal(always.flags, seldom.flags) and 0 < always.flags.sum() < len(x)
     torch.testing.assert_close(always.images, seldom.images, atol=1e-9, rtol=0)
@@ -508,7 +521,9 @@ def test_a_winter_known_beforehand_is_not_rented(monkeypatch):
     seen = {}
     for name, module in (("apgd-t", apgd_module), ("fab-t", fab_module), ("square", square_module)):
         monkeypatch.setattr(
-            module, "expect", lambda model, passes, name=name: seen.setdefault(name, []).append(int(passes))
+            module,
+            "expect_passes",
+            lambda model, passes, name=name: seen.setdefault(name, []).append(int(passes)),
         )
         net, x, y = world(n=40)
         for eps in ("1/255", "255/255"):
@@ -527,10 +542,12 @@ def test_a_winter_known_beforehand_is_not_rented(monkeypatch):
 
 def test_a_model_is_rented_before_it_is_bought(monkeypatch):
     bought = []
-    monkeypatch.setattr("ddrobust_nb.fast.queries.quickest", lambda model, device: bought.append(1) or model)
+    monkeypatch.setattr(
+        "ddrobust_nb.fast.queries.accelerated", lambda model, device: bought.append(1) or model
+    )
     monkeypatch.setattr("ddrobust_nb.fast.queries.passes_before_compiling", lambda model, device: 100)
     net, x, y = world(n=40)
-    counted = Counted(net, y)
+    counted = CountedModel(net, y)
     for _ in range(2):
         counted(x)
     assert not bought
@@ -664,7 +681,9 @@ def test_the_rent_is_paid_once(monkeypatch):
     data, told = tiny_data(counts=(12,) * 4, tests=15), []
     net = nn.Sequential(nn.Flatten(), nn.Linear(data.test_images[0].numel(), 4)).eval()
     monkeypatch.setattr(
-        threat_module, "Counted", lambda model, y, passes: told.append(passes) or Counted(model, y, passes)
+        threat_module,
+        "CountedModel",
+        lambda model, y, passes: told.append(passes) or CountedModel(model, y, passes),
     )
     monkeypatch.setattr(threat_module, "chunk_size", lambda *_: 16)
     monkeypatch.setenv("DDROBUST_AUTOSAVE", "0")

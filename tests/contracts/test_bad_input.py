@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from ddrobust_nb.attacks.robustness import evaluate
 from ddrobust_nb.attacks.attack import PARTS, AttackConfig, attack
 from ddrobust_nb.foundations.core import InputError
-from ddrobust_nb.foundations.data import Spec, as_pixels, load_data, make_data
+from ddrobust_nb.foundations.data import Spec, as_pixels, make_data
+from ddrobust_nb.foundations.datasets import load_data
 from ddrobust_nb.training.distilled import distiller, save_set
 from ddrobust_nb.foundations.networks import make_network
 from ddrobust_nb.results import plan as cell_module

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddrobust_nb.fast.convolution import Winograd, lighter
+from ddrobust_nb.fast.convolution import WinogradConv2d, with_winograd
 from ddrobust_nb.foundations.core import generator
 from ddrobust_nb.foundations.networks import make_network, network
 
@@ -20,9 +20,9 @@ SPEC = SimpleNamespace(
 def test_fewer_multiplications_are_the_same_network(name):
     "In double precision nothing but rounding: logits, gradients, sizes that windows of four do not fit, and the weights stay as they were"
     net = make_network(f"{name}-w64", SPEC).eval().requires_grad_(False).double()
-    before, less = copy.deepcopy(net.state_dict()), lighter(net)
-    assert sum(isinstance(m, Winograd) for m in less.modules()) >= 2 and not any(
-        isinstance(m, Winograd) for m in net.modules()
+    before, less = copy.deepcopy(net.state_dict()), with_winograd(net)
+    assert sum(isinstance(m, WinogradConv2d) for m in less.modules()) >= 2 and not any(
+        isinstance(m, WinogradConv2d) for m in net.modules()
     )
     x = torch.rand(2, 3, 32, 32, generator=generator(0, "less"), dtype=torch.double).requires_grad_()
     z, fewer = net(x), less(x)
@@ -50,8 +50,8 @@ def test_fewer_multiplications_are_the_same_network(name):
 )
 def test_only_convolutions_that_are_meant_are_replaced(options, suits):
     layer = nn.Conv2d(64, 64, 3, **{"padding": 1, **options})
-    less = lighter(nn.Sequential(layer))
-    assert isinstance(less[0], Winograd) == suits
+    less = with_winograd(nn.Sequential(layer))
+    assert isinstance(less[0], WinogradConv2d) == suits
     for size in ((8, 8), (6, 9)):
         x = torch.rand(1, 64, *size, generator=generator(0, "layer"))
         torch.testing.assert_close(less(x), layer(x), atol=1e-5, rtol=1e-4)

@@ -8,12 +8,20 @@ import pytest
 import torch
 from torch import nn
 
-from ddrobust_nb.foundations import networks
-from ddrobust_nb.fast import fused as sweep
-from ddrobust_nb.fast.queries import Counted
+from ddrobust_nb.foundations import compiling
+from ddrobust_nb.fast import fused
+from ddrobust_nb.fast.queries import CountedModel
 from ddrobust_nb.foundations.core import generator
-from ddrobust_nb.foundations.networks import NotCompiled, compiler_trouble, cpp_compiler, make_network
-from ddrobust_nb.fast.fused import Block, FusedConvNet, fits, kernels, quickest, sweeps
+from ddrobust_nb.foundations.compiling import NotCompiled, compiler_trouble, cpp_compiler
+from ddrobust_nb.foundations.networks import make_network
+from ddrobust_nb.fast.fused import (
+    FusedBlock,
+    FusedConvNet,
+    can_fuse_block,
+    load_kernels,
+    accelerated,
+    can_fuse,
+)
 
 pytestmark = pytest.mark.skipif(not cpp_compiler(), reason="no C++ compiler")
 
@@ -77,8 +85,8 @@ def same(f, g, x):
 def test_a_network_is_the_same_network(name, size, channels):
     net = make_network(name, spec(size, channels)).eval()
     before = copy.deepcopy(net.state_dict())
-    fast = quickest(net, "cpu")
-    assert isinstance(fast, FusedConvNet) and not any(isinstance(m, Block) for m in net.modules())
+    fast = accelerated(net, "cpu")
+    assert isinstance(fast, FusedConvNet) and not any(isinstance(m, FusedBlock) for m in net.modules())
     same(fast, net, rand(5, channels, size, size))
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) and all(
         p.requires_grad for p in net.parameters()
@@ -90,13 +98,13 @@ def test_a_network_is_the_same_network(name, size, channels):
 def test_a_block_is_its_four_layers(channels, width, size):
     "Also where height and width differ, and where they do not suit"
     layers = four(channels, width)
-    assert fits(layers)
-    same(Block(*layers), nn.Sequential(*layers), rand(3, channels, *size) - 0.4)
+    assert can_fuse_block(layers)
+    same(FusedBlock(*layers), nn.Sequential(*layers), rand(3, channels, *size) - 0.4)
 
 
 def test_a_convolution_without_offset():
     layers = four(conv={"bias": False})
-    same(Block(*layers), nn.Sequential(*layers), rand(2, 3, 8, 8))
+    same(FusedBlock(*layers), nn.Sequential(*layers), rand(2, 3, 8, 8))
 
 
 @pytest.mark.parametrize(
@@ -117,14 +125,14 @@ def test_a_convolution_without_offset():
     ),
 )
 def test_only_blocks_that_are_meant_fit(change):
-    assert fits(four()) and not fits(four(**change))
+    assert can_fuse_block(four()) and not can_fuse_block(four(**change))
 
 
 @pytest.mark.parametrize("place, other", ((1, nn.BatchNorm2d(64)), (2, nn.GELU()), (3, nn.MaxPool2d(2))))
 def test_other_layers_do_not_fit(place, other):
     layers = four()
     layers[place] = other
-    assert not fits(layers)
+    assert not can_fuse_block(layers)
 
 
 def test_only_networks_that_are_meant_are_swept():
@@ -136,11 +144,11 @@ def test_only_networks_that_are_meant_are_swept():
         ({"width": 24}, False),
     ):
         net = make_network("ConvNetD3", spec(), **options)
-        assert sweeps(net, "cpu") == suits and not sweeps(net, "cuda")
-    assert not sweeps(make_network("ResNet18-w16", spec()), "cpu")
-    assert not sweeps(make_network("ConvNetD3-w64", spec(28, 1)), "cpu"), "a border of three pixels"
-    assert not sweeps(make_network("ConvNetD3-w64", spec(36)), "cpu"), "36 cannot be halved three times"
-    assert not sweeps(nn.Flatten(), "cpu")
+        assert can_fuse(net, "cpu") == suits and not can_fuse(net, "cuda")
+    assert not can_fuse(make_network("ResNet18-w16", spec()), "cpu")
+    assert not can_fuse(make_network("ConvNetD3-w64", spec(28, 1)), "cpu"), "a border of three pixels"
+    assert not can_fuse(make_network("ConvNetD3-w64", spec(36)), "cpu"), "36 cannot be halved three times"
+    assert not can_fuse(nn.Flatten(), "cpu")
 
 
 def test_double_precision_and_sizes_of_other_data_go_through_the_layers():
@@ -153,13 +161,13 @@ def test_what_is_not_finite_stays_so():
     net = make_network("ConvNetD3-w64", spec()).eval()
     x = rand(3, 3, 32, 32)
     x[1, 2, 5, 7] = torch.nan
-    z = quickest(net, "cpu")(x)
+    z = accelerated(net, "cpu")(x)
     assert z[1].isnan().all() and torch.isfinite(z[[0, 2]]).all()
 
 
 def test_images_do_not_know_each_other():
     "In batches of any size, cut or whole, with one thread or two, wherever in memory they lie"
-    fast, x = quickest(make_network("ConvNetD3-w64", spec()).eval(), "cpu"), rand(70, 3, 32, 32)
+    fast, x = accelerated(make_network("ConvNetD3-w64", spec()).eval(), "cpu"), rand(70, 3, 32, 32)
     z, threads = fast(x), torch.get_num_threads()
     torch.testing.assert_close(torch.cat([fast(x[:1]), fast(x[1:8]), fast(x[8:])]), z, rtol=1e-5, atol=1e-6)
     shifted = torch.empty(x.numel() + 1)[1:].view(x.shape).copy_(x)
@@ -177,7 +185,7 @@ def test_images_do_not_know_each_other():
 def test_no_gradient_of_a_gradient():
     layers = four()
     x = rand(1, 3, 8, 8).requires_grad_()
-    (once,) = torch.autograd.grad(Block(*layers)(x).square().sum(), x, create_graph=True)
+    (once,) = torch.autograd.grad(FusedBlock(*layers)(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         once.sum().backward()
 
@@ -185,19 +193,19 @@ def test_no_gradient_of_a_gradient():
 @pytest.fixture
 def fresh():
     "Nothing is known yet about the compiler, and nothing is known afterwards"
-    kernels.cache_clear(), compiler_trouble.cache_clear()
+    load_kernels.cache_clear(), compiler_trouble.cache_clear()
     yield
-    kernels.cache_clear(), compiler_trouble.cache_clear()
+    load_kernels.cache_clear(), compiler_trouble.cache_clear()
 
 
 def test_a_compiler_that_fails_is_not_fatal(monkeypatch, fresh):
     "A warning says so, and PyTorch's compiler takes the place"
-    monkeypatch.setattr(sweep, "VECTORS", "this is no C++")
-    monkeypatch.setattr(networks, "_compile_something", lambda device: None)
+    monkeypatch.setattr(fused, "CPP_VECTORS", "this is no C++")
+    monkeypatch.setattr(compiling, "_compile_something", lambda device: None)
     with pytest.warns(NotCompiled, match="could not be built .*error.*on a CPU they go on, more slowly"):
-        fast = quickest(make_network("ConvNetD3-w64", spec()).eval(), "cpu")
-    assert type(fast).__name__ == "OptimizedModule" and kernels() is None
-    block, x = Block(*four()), rand(1, 3, 8, 8)
+        fast = accelerated(make_network("ConvNetD3-w64", spec()).eval(), "cpu")
+    assert type(fast).__name__ == "OptimizedModule" and load_kernels() is None
+    block, x = FusedBlock(*four()), rand(1, 3, 8, 8)
     assert torch.equal(block(x), block.layers(x))
 
 
@@ -228,18 +236,18 @@ def test_without_both_compilers_a_network_answers_as_it_is(error, reason, monkey
     def raises(*_):
         raise error
 
-    monkeypatch.setattr(sweep, "_build", raises)
-    monkeypatch.setattr(networks, "_compile_something", raises)
+    monkeypatch.setattr(fused, "_build", raises)
+    monkeypatch.setattr(compiling, "_compile_something", raises)
     net = make_network("ConvNetD3-w64", spec()).eval()
     with pytest.warns(NotCompiled) as seen:
-        assert quickest(net, "cpu") is net
+        assert accelerated(net, "cpu") is net
     assert len(seen) == 2 and reason in str(seen[0].message) and not any("\n" in str(w.message) for w in seen)
 
 
 def test_a_counted_model_is_swept_without_filling_up(monkeypatch):
     monkeypatch.setenv("DDROBUST_COMPILE", "always")
     net, x = make_network("ConvNetD3-w64", spec()).eval(), rand(33, 3, 32, 32)
-    counted, seen = Counted(net, torch.zeros(33, dtype=torch.long)), []
+    counted, seen = CountedModel(net, torch.zeros(33, dtype=torch.long)), []
     counted(x[:1])
     assert isinstance(counted.fast, FusedConvNet)
     counted.fast.net.register_forward_hook(lambda module, inputs, out: seen.append(len(out)))

@@ -10,16 +10,16 @@ from torch import nn
 from ddrobust_nb.fast import queries
 from ddrobust_nb.attacks.checks import model_checks
 from ddrobust_nb.attacks.cw import margin
-from ddrobust_nb.fast.queries import Counted, loss_gradient, passes_before_compiling
+from ddrobust_nb.fast.queries import CountedModel, loss_gradient, passes_before_compiling
 from ddrobust_nb.attacks.robustness import check_logits, evaluate
 from ddrobust_nb.attacks.attack import PARTS, AttackConfig, attack, attack_images
-from ddrobust_nb.fast.convolution import Winograd, lighter
+from ddrobust_nb.fast.convolution import WinogradConv2d, with_winograd
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.foundations.data import as_pixels, specs
 from ddrobust_nb.training.distilled import embed
 from ddrobust_nb.frequency.models import band_accuracy, fourier_heat_map, perturbations
 from ddrobust_nb.foundations.networks import Network, make_network
-from ddrobust_nb.fast.fused import quickest, sweeps
+from ddrobust_nb.fast.fused import accelerated, can_fuse
 from ddrobust_nb.foundations.predict import accuracy, float_types, image_type, predict
 from ddrobust_nb.training.fit import Recipe, fit
 from tiny import tiny_data
@@ -168,7 +168,7 @@ def test_a_network_that_is_sure_keeps_its_gradient(kind):
     without = lambda model: int((loss_gradient(model, x, loss)[2].flatten(1).abs().amax(1) == 0).sum())
     alone = without(lambda x: net(x.half() if kind == "float16" else x))
     assert alone > without(sure) + 5, "else this network says nothing"
-    assert without(Counted(net, y)) <= without(sure)
+    assert without(CountedModel(net, y)) <= without(sure)
     ours, truth = (attack_images(model, x, y, named("pgd")).flags for model in (net, sure))
     assert int((ours != truth).sum()) <= 2
 
@@ -290,7 +290,7 @@ def test_double_stays_double():
 
 def test_fast_ways_are_for_float32(monkeypatch):
     monkeypatch.setenv("DDROBUST_COMPILE", "always")
-    monkeypatch.setattr(queries, "quickest", lambda *a: pytest.fail("a fast way was taken"))
+    monkeypatch.setattr(queries, "accelerated", lambda *a: pytest.fail("a fast way was taken"))
     cpu = torch.device("cpu")
     for kind in ("float16", "bfloat16", "float64", "casts to float16", "float16 behind"):
         assert passes_before_compiling(made(kind), cpu) == torch.inf
@@ -308,8 +308,8 @@ def test_what_is_swept_is_a_plain_network_of_float32():
                 return super().forward(x)
 
     other = Override(net.normalise, net.body, net.name, net.spec).eval()
-    assert sweeps(net, "cpu") and not any(
-        sweeps(m, "cpu")
+    assert can_fuse(net, "cpu") and not any(
+        can_fuse(m, "cpu")
         for m in (
             copy.deepcopy(net).half(),
             copy.deepcopy(net).bfloat16(),
@@ -319,8 +319,11 @@ def test_what_is_swept_is_a_plain_network_of_float32():
     )
     assert passes_before_compiling(other, torch.device("cpu")) == torch.inf
     for dtype, count in ((torch.float32, 2), (torch.float64, 2), (torch.float16, 0), (torch.bfloat16, 0)):
-        assert sum(isinstance(m, Winograd) for m in lighter(copy.deepcopy(net).to(dtype)).modules()) == count
-    assert not [name for name, m in quickest(net, "cpu").named_modules() if m.training], (
+        assert (
+            sum(isinstance(m, WinogradConv2d) for m in with_winograd(copy.deepcopy(net).to(dtype)).modules())
+            == count
+        )
+    assert not [name for name, m in accelerated(net, "cpu").named_modules() if m.training], (
         "as the network: in evaluation mode"
     )
 

@@ -281,7 +281,7 @@ def test_which_images_old_rows_are_of(tmp_path):
 
 def test_the_frozen_indices_are_those_of_the_code():
     from ddrobust_nb.attacks.robustness import attacked_index
-    from ddrobust_nb.foundations.data import load_data
+    from ddrobust_nb.foundations.datasets import load_data
     from ddrobust_nb.results.rows import FIRST_INDEX
 
     digits = load_data("digits")

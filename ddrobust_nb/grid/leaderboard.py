@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 from ..attacks.metrics import drop_rate
-from ..results.plan import BASELINE
+from ..results.cell_rows import BASELINE
 from ddrobust_nb.results.lines import (
     CONDITION,
     CELL_CONDITION,

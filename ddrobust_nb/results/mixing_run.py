@@ -23,23 +23,10 @@ from ..training.distilled import DistilledSet, class_balanced, distiller, load_s
 from ..mixing.mix import MIX_VERSION, card_augment, check_mixed, mixing_control, mix, mixing_recipe
 from ..foundations.networks import network_revision
 from ..training.protocols import PROTOCOLS
-from ddrobust_nb.results.plan import (
-    Cell,
-    Distilled,
-    VERSIONS,
-    _flags_of,
-    _out_folder,
-    _read_model,
-    _write_model,
-    artefacts,
-    attack_cell,
-    attack_key,
-    distil_cell,
-    finish_cell,
-    plan_cell,
-    set_digest,
-)
-from .keys import recipe_fields, attack_config_fields
+from .cell_rows import _flags_of, artefacts, attack_cell, finish_cell
+from .keys import VERSIONS, attack_config_fields, recipe_fields
+from .plan import Cell, _out_folder, plan_cell, set_digest
+from .stages import Distilled, _read_model, _write_model, attack_key, distil_cell
 from .rows import results_frame, write_results
 from .store import cached, stage_key, write_json
 from ..training.fit import _check_recipe
@@ -251,7 +238,7 @@ def mixing_config(run: MixingRun) -> dict:
         n_distilled=run.n_distilled,
         augment=run.augment,
         sets=sets,
-        configs=[attack_config_fields(t) for t in c.configs],
+        threats=[attack_config_fields(t) for t in c.configs],
         n_test=c.n_test,
         n_models=c.n_models,
         seed=c.seed,

@@ -25,7 +25,9 @@ from ddrobust_nb.frequency.similarity import few
 from ddrobust_nb.frequency.spectra import show_spectra
 from ddrobust_nb.grid.leaderboard import standings
 from ddrobust_nb.foundations.networks import make_network
-from ddrobust_nb.results.plan import Distilled, Finished, Trained, plan_cell, rows_of, write_out
+from ddrobust_nb.results.cell_rows import Finished, rows_of, write_out
+from ddrobust_nb.results.plan import plan_cell
+from ddrobust_nb.results.stages import Distilled, Trained
 from ddrobust_nb.results.compare import find_rows
 from ddrobust_nb.results.drawing import draw_table, plot_drop_rates
 from ddrobust_nb.results.mixing_table import mixing_table, plot_differences

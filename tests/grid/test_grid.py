@@ -35,7 +35,7 @@ from ddrobust_nb.grid.tables import (
     rows_of_plan,
     rows_of_store,
 )
-from ddrobust_nb.results.plan import baseline_cell, run_stages, write_out
+from ddrobust_nb.results.cell_rows import baseline_cell, run_stages, write_out
 from ddrobust_nb.results.compare import cell_text, find_rows
 from ddrobust_nb.results.lines import lines_of
 from ddrobust_nb.results.paper import paper_results, paper_table
@@ -492,7 +492,7 @@ def test_a_full_disk(undisturbed, tmp_path, monkeypatch):
 
     store = tmp_path / "store"
     plan = plan_grid(FOUR[1:], store=store, device="cpu")
-    from ddrobust_nb.results.plan import distil_cell
+    from ddrobust_nb.results.stages import distil_cell
 
     def full(*a):
         raise OSError(28, "No space left on device")

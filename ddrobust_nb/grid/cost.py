@@ -23,8 +23,9 @@ from ..distillers.dc import loops
 from ..training.distilled import distiller
 from .plan import Plan
 from ..foundations.networks import count_parameters, make_network
-from ..results.plan import Cell, published
-from ..results.stages import attack_key, model_keys, part_configs, set_key
+from ..results.plan import Cell
+from ..results.sources import DistilledHere, GivenModel, Published, part_configs
+from ..results.stages import attack_key
 from ..results.store import Store
 
 # %% ../../nbs/grid/20_cost.ipynb #c005
@@ -52,15 +53,17 @@ def prerequisite_passes(cell: Cell, config: dict) -> float:
 # %% ../../nbs/grid/20_cost.ipynb #c008
 def train_passes(cell: Cell) -> float:
     "Passes of one training, with its looks at the test images and what a teacher says on the way"
-    if cell.checkpoint or published(cell.method, cell.data.spec, cell.network):
+    if isinstance(cell.source, (GivenModel, Published)):
         return 0
     r, n = (
         cell.recipe,
         len(cell.data.train_labels)
         if cell.method == "whole"
-        else (len(cell.ready) if cell.ready else cell.ipc * cell.data.spec.classes),
+        else (len(cell.source.dset) if cell.source.given else cell.ipc * cell.data.spec.classes),
     )
-    relabelled = cell.method in ("sre2l", "random_teacher") or bool(cell.ready and cell.ready.teacher)
+    relabelled = cell.method in ("sre2l", "random_teacher") or bool(
+        cell.source.given and cell.source.dset.teacher
+    )
     looks = ceil(r.epochs / r.check_every) * (r.check_n or len(cell.data.test_labels)) if r.check_every else 0
     return r.epochs * n * (4 if relabelled else 3) + looks + 2 * len(cell.data.test_labels)
 
@@ -189,7 +192,7 @@ def readable_lines(lines):
 # %% ../../nbs/grid/20_cost.ipynb #c019
 def cell_stages(cell: Cell) -> list:
     "What a cell needs of the store, in order: (stage, key, passes, network)"
-    if not cell.ready and not cell.checkpoint and cell.method != "whole":
+    if isinstance(cell.source, DistilledHere):
         parts = [
             (
                 distiller[cell.method].prerequisite.stage,
@@ -199,11 +202,15 @@ def cell_stages(cell: Cell) -> list:
             )
             for key, c in part_configs(cell).items()
         ]
-        parts += [("distil", set_key(cell), distil_passes(cell), cell.distill_network)]
+        parts += [("distil", cell.set_key, distil_passes(cell), cell.distill_network)]
     else:
         parts = []
-    models = model_keys(cell)
-    trained = [] if cell.checkpoint else [("train", m, train_passes(cell), cell.network) for m in models]
+    models = cell.model_keys
+    trained = (
+        []
+        if isinstance(cell.source, GivenModel)
+        else [("train", m, train_passes(cell), cell.network) for m in models]
+    )
     attacks = [
         ("attack", attack_key(cell, m, g[-1]), attack_passes(cell, g), cell.network)
         for m in models

@@ -18,7 +18,8 @@ from ..foundations.core import progress
 from ..training.distilled import distiller
 from .plan import Plan
 from ..results.plan import plan_cell
-from ..results.stages import distil_cell, make_part, part_configs, set_key
+from ..results.sources import DistilledHere, part_configs
+from ..results.stages import distil_cell, make_part
 from ..results.showing import NotShown
 from .cost import is_stored
 from .notebook import find_notebook, is_done, run_one, write_failure
@@ -43,17 +44,10 @@ def shared_work(
 ) -> tuple:  # parts: key -> parameters of a cell that needs it; sets: the same; needs: cell key -> keys
     "What several cells read, or what consists of several parts, and is not in the store"
     parts, sets, needs, used = {}, {}, {}, {}
-    plain = [
-        c
-        for c in cells
-        if c.notebook == "run_cell"
-        and not c.cell.ready
-        and not c.cell.checkpoint
-        and c.cell.method != "whole"
-    ]
+    plain = [c for c in cells if c.notebook == "run_cell" and isinstance(c.cell.source, DistilledHere)]
     for c in plain:
         mine = list(part_configs(c.cell))
-        needs[c.key] = [*mine, set_key(c.cell)]
+        needs[c.key] = [*mine, c.cell.set_key]
         for key in needs[c.key]:
             used.setdefault(key, []).append(c)
     for c in plain:

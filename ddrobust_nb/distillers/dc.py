@@ -30,7 +30,8 @@ from torch.func import functional_call, grad, grad_and_value, vmap
 from ..foundations.bands import check_frequency, steer, wished
 from ..foundations.data import Data, as_pixels
 from ..training.distilled import DistilledSet, balanced, distiller, random
-from ..foundations.networks import Normalise, compiled, make_network
+from ..foundations.compiling import compiled
+from ..foundations.networks import Normalise, make_network
 from ..training.fit import weights
 
 # %% ../../nbs/distillers/10_dc.ipynb #c007

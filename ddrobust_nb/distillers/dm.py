@@ -18,7 +18,8 @@ from ..foundations.data import Data
 from ..training.distilled import DistilledSet, balanced, distiller
 from .dc import check_images, check_loss, check_rates, real_batch, resume, start_images
 from .dsa import augment_pair
-from ..foundations.networks import compiled, make_network, network_revision, uses_batch_statistics
+from ..foundations.compiling import compiled
+from ..foundations.networks import make_network, network_revision, uses_batch_statistics
 
 # %% ../../nbs/distillers/30_dm.ipynb #c903
 PIECE = {"cpu": 128}  # Real images in one pass, 2,048 on other devices

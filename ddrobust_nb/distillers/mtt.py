@@ -43,7 +43,8 @@ from ddrobust_nb.training.distilled import (
     prepare,
 )
 from .dc import check_rates, start_images
-from ..foundations.networks import compiled, make_network
+from ..foundations.compiling import compiled
+from ..foundations.networks import make_network
 from ..training.fit import Recipe, fit
 
 # %% ../../nbs/distillers/40_mtt.ipynb #c007

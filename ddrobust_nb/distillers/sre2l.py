@@ -27,7 +27,8 @@ import torch
 import torch.nn.functional as F
 from fastcore.meta import delegates
 from PIL import Image
-from ..foundations.augment import MIXES, draw_boxes, resized_crop, strategy_for
+from ..foundations.augment import strategy_for
+from ..foundations.views import MIXES, draw_boxes, resized_crop
 from ..foundations.bands import check_frequency, steer, wished
 from ..foundations.data import Data
 from ddrobust_nb.training.distilled import (
@@ -40,7 +41,8 @@ from ddrobust_nb.training.distilled import (
     prepare,
     random,
 )
-from ..foundations.networks import compiled, make_network
+from ..foundations.compiling import compiled
+from ..foundations.networks import make_network
 from ..foundations.predict import check_eval
 from ..training.fit import Recipe, fit, frozen, weights, weights_key
 

@@ -24,20 +24,10 @@ from dataclasses import dataclass, field, replace
 import torch
 import torch.nn.functional as F
 from ..foundations.data import as_pixels, test_subset
-from ddrobust_nb.foundations.augment import (
-    MIXES,
-    apply_mix,
-    crop,
-    draw_boxes,
-    draw_mix,
-    dsa,
-    flip,
-    mix_labels,
-    parse_strategy,
-    resized_crop,
-    shifts,
-)
-from ..foundations.networks import compiled, make_network
+from ..foundations.augment import crop, dsa, flip, parse_strategy, draw_shifts
+from ..foundations.views import MIXES, apply_mix, draw_boxes, draw_mix, mix_labels, resized_crop
+from ..foundations.compiling import compiled
+from ..foundations.networks import make_network
 from safetensors.torch import load_file
 from ..foundations.predict import accuracy
 
@@ -251,7 +241,7 @@ def view(
         return [p.to(x.device, non_blocking=True) for p in params]
 
     if recipe.pad:
-        x = crop(x, *here(shifts(n, -recipe.pad, recipe.pad, generator)))
+        x = crop(x, *here(draw_shifts(n, -recipe.pad, recipe.pad, generator)))
     if recipe.crop_min < 1:
         x = resized_crop(x, *here(draw_boxes(n, size, recipe.crop_min, generator)))
     if recipe.flip:

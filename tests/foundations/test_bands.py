@@ -7,7 +7,7 @@ import torch
 
 from ddrobust_nb.foundations.bands import check_frequency, distances, keep_band, low_mask, share_high, steer
 from ddrobust_nb.foundations.core import InputError, generator
-from ddrobust_nb.foundations.data import load_data
+from ddrobust_nb.foundations.datasets import load_data
 from ddrobust_nb.training.distilled import distiller, own_options
 from ddrobust_nb.frequency.spectra import band_share, low_high
 from ddrobust_nb.foundations.networks import Normalise

@@ -34,7 +34,7 @@ from ddrobust_nb.results.drawing import (
     kind_of,
     plot_drop_rates,
 )
-from ddrobust_nb.results.paper import PAPER_DATASETS, PAPER_METHODS, paper_drop_rates, paper_table
+from ddrobust_nb.results.paper import PAPER_DATASET_NAMES, PAPER_METHOD_NAMES, paper_drop_rates, paper_table
 from ddrobust_nb.results.rows import Result, write_results
 from ddrobust_nb.results.styles import method_label
 from ddrobust_nb.results.styles import method_styles
@@ -463,7 +463,7 @@ def test_every_number_stands_in_its_place(name):
         table, left = printed_layout(beside, *how), 0
         for line in beside.itertuples():
             labels = dict(
-                dataset=PAPER_DATASETS[line.dataset],
+                dataset=PAPER_DATASET_NAMES[line.dataset],
                 method=method_label(line.method),
                 ipc="all" if pd.isna(line.ipc) else str(line.ipc),
                 setting=setting_label(line.attack, line.eps_255, line.steps),
@@ -503,7 +503,7 @@ def test_drop_rates_are_those_of_the_tables(plant):
 
 
 def test_every_method_has_a_style_of_its_own():
-    names = [m for m in PAPER_METHODS if m != "whole"]
+    names = [m for m in PAPER_METHOD_NAMES if m != "whole"]
     styles = method_styles(names).values()
     for field in ("label", "colour", "marker"):
         assert len({getattr(style, field) for style in styles}) == len(names)
@@ -512,12 +512,12 @@ def test_every_method_has_a_style_of_its_own():
 def test_a_method_that_was_added_keeps_its_colour_and_shares_it_with_none():
     by_itself = method_styles(["my_method"])["my_method"]
     others = [f"method_{i}" for i in range(40)]
-    for names in (["dm", "my_method"], [*PAPER_METHODS, "random", "my_method"]):
+    for names in (["dm", "my_method"], [*PAPER_METHOD_NAMES, "random", "my_method"]):
         assert method_styles(names)["my_method"] == by_itself
-    styles = method_styles([*PAPER_METHODS, "random", "my_method", *others])
+    styles = method_styles([*PAPER_METHOD_NAMES, "random", "my_method", *others])
     looks = {(style.colour, style.marker) for name, style in styles.items()}
     assert len(looks) == len(styles)
-    several = method_styles([*PAPER_METHODS, "random", "my_method", *others[:7]])
+    several = method_styles([*PAPER_METHOD_NAMES, "random", "my_method", *others[:7]])
     assert len({style.colour for style in several.values()}) == len(several)
 
 

@@ -26,8 +26,8 @@ from .run import run_grid
 from .cleanup import find_garbage, remove_garbage
 from .status import status, status_line
 from .tables import export_rows, paper_layout, rows_of_plan, write_table
-from ..results.compare import notes_on, wide
-from ..results.report import footnotes, table
+from ..results.compare import notes_on, printed_layout
+from ..results.report import footnotes, results_table
 from ..results.showing import text_or_say
 from ..results.store import replacing, write_json
 
@@ -219,7 +219,7 @@ def _text(df):
 def _table(a, plan):
     if a.layout:
         beside = paper_layout(plan, a.layout)
-        table_of = beside if a.to.endswith(".csv") else wide(beside)
+        table_of = beside if a.to.endswith(".csv") else printed_layout(beside)
         return (
             write_table(table_of, a.to, notes_on(beside))
             if a.to
@@ -229,7 +229,7 @@ def _table(a, plan):
     return (
         export_rows(rows, a.to)
         if a.to
-        else "\n".join([_text(table(rows)), *footnotes(rows)])
+        else "\n".join([_text(results_table(rows)), *footnotes(rows)])
         if rows
         else "no cell of this grid is done"
     )
@@ -270,7 +270,9 @@ def command(argv) -> int:
     outcome = run_grid(plan, machines)
     rows = rows_of_plan(plan)
     found = (
-        text_or_say(lambda: "\n".join([_text(table(rows)), *footnotes(rows)]), "the table") if rows else ""
+        text_or_say(lambda: "\n".join([_text(results_table(rows)), *footnotes(rows)]), "the table")
+        if rows
+        else ""
     )
     print(
         found,

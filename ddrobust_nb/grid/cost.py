@@ -23,7 +23,8 @@ from ..distillers.dc import loops
 from ..training.distilled import distiller
 from .plan import Plan
 from ..foundations.networks import count_parameters, make_network
-from ..results.plan import Cell, attack_key, model_keys, part_configs, published, set_key
+from ..results.plan import Cell, published
+from ..results.stages import attack_key, model_keys, part_configs, set_key
 from ..results.store import Store
 
 # %% ../../nbs/grid/20_cost.ipynb #c005

@@ -14,20 +14,21 @@ from pathlib import Path
 
 import pandas as pd
 from ..attacks.metrics import drop_rate
-from ..results.plan import BASELINE
+from ..results.cell_rows import BASELINE
 from ddrobust_nb.results.lines import (
     CONDITION,
-    OF_CELL,
+    CELL_CONDITION,
     attack_columns,
     cell_columns,
     interval_of,
     lines_of,
-    over_sets,
-    percent,
+    sets_text,
+    percent_text,
     spread_of,
 )
 from ..results.report import attack_label
-from ..results.rows import ORIGINS, from_hex, grey_levels, read_results
+from ..results.reading import read_results
+from ..results.rows import ORIGINS, flags_from_hex, grey_levels
 
 # %% ../../nbs/grid/50_leaderboard.ipynb #c901
 IDENTITY_COLUMNS = (
@@ -44,7 +45,7 @@ IDENTITY_COLUMNS = (
 def _standing(line):
     "What a heading says of a condition"
     attack = attack_label(line["attack"], line["steps"], line["preset"] or "", line["backend"] or "")
-    cell = {name: line[name] for name in OF_CELL if name not in ("data_fingerprint", "n_clean")}
+    cell = {name: line[name] for name in CELL_CONDITION if name not in ("data_fingerprint", "n_clean")}
     return cell | dict(
         attack=attack,
         eps=line["eps"],
@@ -59,14 +60,14 @@ def _numbers(line):
     d = spread_of(line)
     low, high = interval_of(line)
     return {
-        "clean %": percent(spread_of(line, "clean")),
-        "robust %": percent(d),
+        "clean %": percent_text(spread_of(line, "clean")),
+        "robust %": percent_text(d),
         "95 % interval": "–" if low is None else f"{100 * low:.1f} to {100 * high:.1f}",
-        "drop rate %": percent(spread_of(line, "drop_rate")),
+        "drop rate %": percent_text(spread_of(line, "drop_rate")),
         "models": line.models,
         "images": line.images,
         "sets": line.sets,
-        "± over sets": over_sets(d),
+        "± over sets": sets_text(d),
     }
 
 # %% ../../nbs/grid/50_leaderboard.ipynb #c005
@@ -221,7 +222,7 @@ def _flag_faults(r):
         if not text or share is None:
             continue
         try:
-            found = from_hex(text, r.n).mean()
+            found = flags_from_hex(text, r.n).mean()
         except InputError as e:
             yield f"{name}: {e}"
             continue

@@ -18,7 +18,7 @@ import torch
 from ..foundations.data import Data, specs, subsets
 from ..foundations.datasets import FOLDERS, find_root, load_data, wanted
 from ..results.plan import PARAMETERS, Cell, plan_cell
-from ..results.mixing_run import PARAMETERS as MIXING, plan_mixing
+from ..results.mixing_run import MIXING_PARAMETERS, plan_mixing
 from ..results.store import Store, find_store
 
 # %% ../../nbs/grid/10_plan.ipynb #c006
@@ -129,7 +129,7 @@ class PlannedCell:
 
 # %% ../../nbs/grid/10_plan.ipynb #c021
 GRID_PARAMETERS = ("store", "out", "data_root", "device")  # Belong to the grid, not to a cell
-NOTEBOOKS = {"run_cell": PARAMETERS, "run_mixing": MIXING}
+NOTEBOOKS = {"run_cell": PARAMETERS, "run_mixing": MIXING_PARAMETERS}
 
 
 def check_block(block: dict):

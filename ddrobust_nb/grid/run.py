@@ -16,9 +16,10 @@ from pathlib import Path
 
 from ..foundations.core import progress
 from ..training.distilled import distiller
-from ..results.plan import distil_cell, make_part, part_configs, plan_cell, set_key
-from ..results.showing import NotShown
 from .plan import Plan
+from ..results.plan import plan_cell
+from ..results.stages import distil_cell, make_part, part_configs, set_key
+from ..results.showing import NotShown
 from .cost import is_stored
 from .notebook import find_notebook, is_done, run_one, write_failure
 from .machines import Machines, parsl_config

@@ -13,10 +13,12 @@ from pathlib import Path
 import pandas as pd
 from ..foundations.core import InputError, check_choice, check_path
 from ..results.store import check_format, find_store, replacing
-from ..results.rows import frame, read_results
+from ..results.reading import read_results
+from ..results.rows import results_frame
 from ..results.paper import paper_results, paper_table
-from ..results.report import footnotes, table
-from ..results.compare import beside_paper, find_rows, notes_on, spans, texts, wide
+from ..results.report import footnotes, results_table
+from ..results.compare import beside_paper, find_rows, notes_on, printed_layout
+from ..results.drawing import spans, texts
 from .plan import Plan
 from .notebook import has_rows
 
@@ -157,14 +159,14 @@ def export_rows(
         raise InputError("there are no rows to write: run a cell first")
     path = check_path("path", path)
     if path.suffix == ".csv":
-        return write_table(frame(rows), path)
-    return write_table(table(rows), path, footnotes(rows))
+        return write_table(results_frame(rows), path)
+    return write_table(results_table(rows), path, footnotes(rows))
 
 # %% ../../nbs/grid/43_tables.ipynb #c024
 def paper_layout(
     plan: Plan,
     name: str,  # A table of accuracies: "I", "VII"
-) -> pd.DataFrame:  # For `wide`, and for a CSV as it is
+) -> pd.DataFrame:  # For `printed_layout`, and for a CSV as it is
     "A table of the paper with the numbers of a plan's done cells beside its own"
     check_choice("table of the paper", name, tuple(dict.fromkeys(paper_results()["table"])))
     return beside_paper(

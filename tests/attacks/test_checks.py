@@ -93,7 +93,7 @@ def run(world, configs, seed=0, n=100):
 
 def test_every_code_is_explained_on_the_page(world):
     page = json.loads(
-        (Path(__file__).resolve().parents[2] / "nbs" / "attacks" / "29_checks.ipynb").read_text(
+        (Path(__file__).resolve().parents[2] / "nbs" / "attacks" / "95_checks.ipynb").read_text(
             encoding="utf-8"
         )
     )

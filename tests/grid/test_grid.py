@@ -35,12 +35,13 @@ from ddrobust_nb.grid.tables import (
     rows_of_plan,
     rows_of_store,
 )
-from ddrobust_nb.results.plan import baseline_cell, run_stages, write_out
+from ddrobust_nb.results.cell_rows import baseline_cell, run_stages, write_out
 from ddrobust_nb.results.compare import cell_text, find_rows
 from ddrobust_nb.results.lines import lines_of
 from ddrobust_nb.results.paper import paper_results, paper_table
-from ddrobust_nb.results.report import table
-from ddrobust_nb.results.rows import Result, digest_of, normal_recipe, read_results, write_results
+from ddrobust_nb.results.report import results_table
+from ddrobust_nb.results.reading import read_results
+from ddrobust_nb.results.rows import Result, digest_of, normal_recipe, write_results
 from ddrobust_nb.results.store import alone, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -491,7 +492,7 @@ def test_a_full_disk(undisturbed, tmp_path, monkeypatch):
 
     store = tmp_path / "store"
     plan = plan_grid(FOUR[1:], store=store, device="cpu")
-    from ddrobust_nb.results.plan import distil_cell
+    from ddrobust_nb.results.stages import distil_cell
 
     def full(*a):
         raise OSError(28, "No space left on device")
@@ -725,12 +726,12 @@ def test_random_images_trained_in_two_ways_are_not_averaged(tmp_path):
             tmp_path / name,
         )
     students = len({r.seed for r in given})
-    both = table(rows_of_cells([tmp_path / n for n in ("dm", "dsa")]))
+    both = results_table(rows_of_cells([tmp_path / n for n in ("dm", "dsa")]))
     assert "training" not in both and both.query("method == 'random' and attack == 'clean'")[
         "models"
     ].tolist() == [students]
     rows = rows_of_cells([tmp_path / n for n in ("dm", "dsa", "dc")])
-    lines = table(rows).query("attack == 'clean'")
+    lines = results_table(rows).query("attack == 'clean'")
     assert (
         set(lines["models"]) == {students}
         and lines["method"].tolist().count("random") == 2
@@ -748,7 +749,7 @@ def test_random_images_trained_in_two_ways_are_not_averaged(tmp_path):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    "One store with cells that differ in one thing each, run with three epochs and made into finished cells: the plan, and what `ddrobust table` prints of it"
+    "One store with cells that differ in one thing each, run with three epochs and made into finished cells: the plan, and what `ddrobust results_table` prints of it"
     place = tmp_path_factory.mktemp("many")
     for top, colour in (("a", 40), ("b", 200)):  # two folders of one name
         for split, n in (("train", 3), ("test", 3)):
@@ -784,7 +785,7 @@ def test_every_experiment_of_a_grid_has_a_line_of_its_own(many, capsys):
     rows = rows_of_plan(plan)
     assert command(["table", json.dumps(blocks), "--store", str(store), "--device", "cpu"]) == 0
     said = capsys.readouterr().out
-    t = table(rows)
+    t = results_table(rows)
     clean = t[t["attack"] == "clean"]
     described = [
         tuple(line)

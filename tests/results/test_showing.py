@@ -23,8 +23,8 @@ from ddrobust_nb.grid.run import GridOutcome, run_grid
 from ddrobust_nb.grid.status import cell_state, status_line
 from ddrobust_nb.grid.tables import rows_of_plan
 from ddrobust_nb.results import showing
-from ddrobust_nb.results.rows import read_results
-from ddrobust_nb.results.showing import NotShown, as_display, reason, show_or_say, text_or_say
+from ddrobust_nb.results.reading import read_results
+from ddrobust_nb.results.showing import NotShown, as_display, error_line, show_or_say, text_or_say
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ def test_a_full_disk_leaves_the_figure_of_before(user, tmp_path, monkeypatch):
     ],
 )
 def test_reasons(error, said):
-    assert reason(error) == said
+    assert error_line(error) == said
 
 
 # ---- the run notebooks

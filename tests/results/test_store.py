@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ddrobust_nb.foundations.core import InputError
-from ddrobust_nb.foundations.data import dataset
+from ddrobust_nb.foundations.datasets import dataset
 from ddrobust_nb.results.plan import VERSIONS, plan_cell, run_stages
 from ddrobust_nb.results.store import (
     DamagedArtefact,

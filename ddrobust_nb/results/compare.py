@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CELL_FIELDS', 'MODEL_FIELDS', 'PROTOCOL_ORDER', 'RUN_FIELDS', 'MARKS', 'OURS', 'typed_frame', 'differs_from_protocol',
            'rows_of_file', 'find_rows', 'page_rows', 'describe_rows', 'with_clean', 'reason_to_leave_out',
-           'matching_rows', 'nearest_experiment', 'protocol_mark', 'our_cell', 'beside_paper', 'setting_label',
+           'candidate_rows', 'nearest_experiment', 'protocol_mark', 'our_cell', 'beside_paper', 'setting_label',
            'cell_text', 'printed_layout', 'notes_on', 'difference_table', 'drop_rates']
 
 # %% ../../nbs/results/70_compare.ipynb #c002
@@ -30,7 +30,7 @@ from ..attacks.attack import PARTS
 from ..foundations.core import InputError, check_choice
 from ..training.distilled import distiller, own_options
 from ..training.protocols import PROTOCOLS, preset_options
-from .paper import PAPER_DATASETS, PAPER_METHODS, paper_anomalies
+from .paper import PAPER_DATASET_NAMES, PAPER_METHOD_NAMES, paper_anomalies
 from .lines import deviation, experiments_of
 from .report import ATTACK_LABEL
 from .reading import read_results
@@ -203,7 +203,7 @@ def reason_to_leave_out(
     return "" if protocol in ("auto", row["protocol"]) else f"protocol {row['protocol']}"
 
 # %% ../../nbs/results/70_compare.ipynb #c032
-def matching_rows(
+def candidate_rows(
     paper: pd.DataFrame,  # Of `paper_table`
     rows: pd.DataFrame,  # Of `find_rows`
     protocol: str = "auto",
@@ -307,7 +307,7 @@ def beside_paper(
 ) -> pd.DataFrame:
     "A table of the paper with our number for each cell that has one; `difference` is ours less the paper's"
     check_choice("protocol", protocol, ("auto", *PROTOCOL_ORDER))
-    met = matching_rows(paper, rows, protocol)
+    met = candidate_rows(paper, rows, protocol)
     meant = [group for _, group in met[met["why"] == ""].groupby(CELL_FIELDS, dropna=False, sort=False)]
     chosen = [nearest_experiment(group) for group in meant]
     ours = pd.DataFrame([our_cell(group) for group in chosen], columns=[*CELL_FIELDS, *OURS]).astype(
@@ -386,8 +386,8 @@ def printed_layout(
         text=[cell_text(row) for row in beside.to_dict("records")],
     )
     orders = {
-        "dataset": place(PAPER_DATASETS),
-        "method": place(PAPER_METHODS),
+        "dataset": place(PAPER_DATASET_NAMES),
+        "method": place(PAPER_METHOD_NAMES),
         "ipc": {i: i for i in b["ipc"].dropna()},
         "setting": place(dict.fromkeys(b["setting"])),
     }
@@ -406,7 +406,7 @@ def printed_layout(
 def printed_names(table):
     "Names as they are printed: datasets, methods, and `all` for the IPC of a whole training set"
     names = {
-        "dataset": lambda c: c.map(PAPER_DATASETS),
+        "dataset": lambda c: c.map(PAPER_DATASET_NAMES),
         "method": lambda c: c.map(method_label),
         "ipc": lambda c: c.astype("string").fillna("all"),
     }

@@ -27,7 +27,7 @@ from ddrobust_nb.results.lines import (
     percent_text,
     spread_of,
 )
-from .paper import PAPER_DATASETS, PAPER_METHODS, paper_row
+from .paper import PAPER_DATASET_NAMES, PAPER_METHOD_NAMES, paper_row
 from .reading import read_results
 from .rows import Result, results_frame
 from .showing import text_or_say
@@ -72,8 +72,8 @@ def attack_label(attack: str, steps=None, preset: str = "", backend: str = "") -
 def paper_text(dataset, method, ipc, attack, eps_255=None, steps=None) -> str:
     "The paper's number for a setting, in percent; a dash where it has none, a star where the number is doubtful"
     known = (
-        dataset in PAPER_DATASETS
-        and method in PAPER_METHODS
+        dataset in PAPER_DATASET_NAMES
+        and method in PAPER_METHOD_NAMES
         and attack in ATTACK_LABEL
         and (eps_255 is None or eps_255 >= 0.1)
     )
@@ -310,7 +310,7 @@ def check_table(
     return pd.DataFrame(
         [
             {
-                "check": code,
+                "check": str(code),
                 "holds": all(ok for ok, _ in all_said),
                 "says": next((t for ok, t in all_said if not ok), all_said[0][1]),
             }

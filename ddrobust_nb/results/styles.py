@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 import matplotlib as mpl
-from .paper import PAPER_METHODS
+from .paper import PAPER_METHOD_NAMES
 from ..training.distilled import distiller
 
 # %% ../../nbs/results/37_styles.ipynb #c005
@@ -24,7 +24,7 @@ def method_label(
     "A method as tables and figures print it"
     if method not in distiller:
         return method
-    return getattr(distiller[method], "label", "") or PAPER_METHODS.get(method, method).replace(
+    return getattr(distiller[method], "label", "") or PAPER_METHOD_NAMES.get(method, method).replace(
         "whole", "Whole"
     )
 
@@ -57,7 +57,7 @@ def _fixed_looks():
     "Colour and marker of the methods that look the same in every figure"
     reference = ("#000000", "_")
     looks = {"whole": reference, NOTHING_MIXED: reference, "random": ("#888888", "X")}
-    distilled = [name for name in PAPER_METHODS if name not in looks]
+    distilled = [name for name in PAPER_METHOD_NAMES if name not in looks]
     return looks | dict(zip(distilled, zip(PAPER_COLOURS, PAPER_MARKERS)))
 
 

@@ -172,7 +172,7 @@ def test_installing_us_leaves_robustbench_alone(beside_robustbench):
         "autoattack/square.py": "its authors",
     }
     beside_robustbench.install("ddrobust_nb")
-    assert (beside_robustbench.site / "ddrobust_nb" / "core.py").is_file() and (
+    assert (beside_robustbench.site / "ddrobust_nb" / "foundations" / "core.py").is_file() and (
         beside_robustbench.site / "torch_stand_in.py"
     ).is_file()
     assert beside_robustbench.theirs() == before and not (beside_robustbench.site / "torchattacks").exists()

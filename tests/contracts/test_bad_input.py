@@ -21,8 +21,11 @@ from ddrobust_nb.foundations.datasets import load_data
 from ddrobust_nb.training.distilled import distiller, save_set
 from ddrobust_nb.foundations.networks import make_network
 from ddrobust_nb.results import plan as cell_module
-from ddrobust_nb.results.plan import PARAMETERS, distil_cell, plan_cell, run_stages, write_out
-from ddrobust_nb.results.rows import read_results
+from ddrobust_nb.results import stages as stages_module
+from ddrobust_nb.results.cell_rows import run_stages, write_out
+from ddrobust_nb.results.plan import PARAMETERS, plan_cell
+from ddrobust_nb.results.stages import distil_cell
+from ddrobust_nb.results.reading import read_results
 from ddrobust_nb.results.store import DamagedArtefact, Store, cached
 from ddrobust_nb.training.fit import Recipe, fit
 
@@ -721,7 +724,7 @@ def test_checkpoint(store, tmp_path, data, monkeypatch):
     "A ready model is attacked: nothing is distilled, nothing trained; method, ipc and network are those of its card"
     for name in ("dm", "random"):
         monkeypatch.setitem(distiller, name, lambda *a, **k: pytest.fail("a set was distilled"))
-    monkeypatch.setattr(cell_module, "fit", lambda *a, **k: pytest.fail("a model was trained"))
+    monkeypatch.setattr(stages_module, "fit", lambda *a, **k: pytest.fail("a model was trained"))
     file = model_file(
         tmp_path / "mödel 1.safetensors", data, dataset="digits", method="dm", ipc=1, seed=0, key="k"
     )

@@ -47,18 +47,18 @@ NO_NETWORK = {  # What the parameter is instead
     "distillers.sre2l.random_teacher": "as sre2l",
     "training.protocols.Protocol": "a number of models",
     "results.plan.Cell": "names, and a path to a teacher",
-    "results.plan.Distilled": "a record; the teacher is stored in it",
-    "results.plan.Trained": "a record; the model is stored in it",
-    "results.plan.Finished": "a record of records",
-    "results.plan.attack_key": "the key of a model",
-    "results.plan.attack_one": "a record; the model goes to evaluate",
-    "results.plan.attack_cell": "records; each goes to attack_one",
-    "results.plan.check_one": "a record; the model goes to model_checks",
-    "results.plan.rows_of": "records; no model is asked",
-    "results.plan.of_model": "a record; no model is asked",
-    "results.plan.of_attack": "a record; no model is asked",
-    "results.plan.without_attack": "a record; no model is asked",
-    "results.plan.finish_cell": "records; each goes to check_one",
+    "results.stages.Distilled": "a record; the teacher is stored in it",
+    "results.stages.Trained": "a record; the model is stored in it",
+    "results.cell_rows.Finished": "a record of records",
+    "results.stages.attack_key": "the key of a model",
+    "results.stages.attack_one": "a record; the model goes to evaluate",
+    "results.cell_rows.attack_cell": "records; each goes to attack_one",
+    "results.stages.check_one": "a record; the model goes to model_checks",
+    "results.cell_rows.rows_of": "records; no model is asked",
+    "results.cell_rows.of_model": "a record; no model is asked",
+    "results.cell_rows.of_attack": "a record; no model is asked",
+    "results.cell_rows.without_attack": "a record; no model is asked",
+    "results.cell_rows.finish_cell": "records; each goes to check_one",
     "results.lines.Deviation": "a number of models",
     "results.lines.Known": "the name of a model",
     "results.rows.Beside": "keys of models",
@@ -266,8 +266,8 @@ def weights_read(net):
         return read_weights(str(Path(folder) / "weights.safetensors"), net)
 
 
-def swept(net):
-    with pytest.raises(InputError, match="can be swept"):
+def fuse(net):
+    with pytest.raises(InputError, match="can be fused"):
         fused.FusedConvNet(net)
 
 
@@ -296,7 +296,7 @@ DOES_NOT_ASK = {  # Looks at the network, or copies it: any mode will do
     "foundations.networks.count_parameters": lambda net: count_parameters(net),
     "foundations.compiling.worth_compiling": lambda net: worth_compiling(net, 10),
     "results.plan.read_weights": weights_read,
-    "fast.fused.FusedConvNet": swept,
+    "fast.fused.FusedConvNet": fuse,
     "fast.fused.accelerated": lambda net: fused.accelerated(net, "cpu"),
     "fast.fused.can_fuse": lambda net: fused.can_fuse(net, "cpu"),
     "training.fit.fit": lambda net: train.fit(

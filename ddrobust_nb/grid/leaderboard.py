@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 
 import pandas as pd
+from ..attacks.checks import CheckCode
 from ..attacks.metrics import drop_rate
 from ..results.cell_rows import BASELINE
 from ddrobust_nb.results.lines import (
@@ -160,9 +161,19 @@ def check_submission(
         return wrong + [f"results.json holds no rows of a method (those of {BASELINE} are not counted)"]
     return (
         wrong
+        + _unknown_codes(rows)
         + [f"row {i}: {what}" for i, r in enumerate(rows) for what in _row_faults(r, card.get("method"))][:20]
         + [*_twice(rows)][:20]
     )
+
+
+def _unknown_codes(rows):
+    "A sentence about the codes of self-checks that do not exist, in a list; an empty list where all exist"
+    known = [str(code) for code in CheckCode]
+    unknown = sorted({str(code) for row in rows for code in row.warnings} - {*known})
+    if not unknown:
+        return []
+    return [f"warnings name {', '.join(unknown)}, but the codes of self-checks are {', '.join(known)}"]
 
 
 def _row_faults(r, method):
@@ -193,7 +204,7 @@ def _row_faults(r, method):
     if (due is None) != (r.drop_rate is None) or (due is not None and abs(due - r.drop_rate) > 1e-6):
         yield f"drop_rate is {r.drop_rate}, from clean and robust follows {due}"
     yield from _flag_faults(r)
-    if "strength" in r.warnings:
+    if CheckCode.STRENGTH in r.warnings:
         yield "the self-check `strength` says that this attack is weaker than another one: attack with more steps, or leave the row out"
 
 # %% ../../nbs/grid/50_leaderboard.ipynb #c906

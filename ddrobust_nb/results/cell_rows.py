@@ -97,7 +97,7 @@ def rows_of(cell: Cell, distilled: Distilled, models: list, evaluations: list, c
         for e in own or [nothing]:
             measured = of_attack(e, model, carried_over(e, own)) if e.config else without_attack(e, model)
             key = attack_key(cell, model.key, e.config) if e.config else model.key
-            warnings = tuple(c.code for c in said if not c.ok)
+            warnings = tuple(str(c.code) for c in said if not c.ok)
             rows.append(Result(**common, **measured, warnings=warnings, key=key))
     return rows
 

@@ -294,7 +294,7 @@ def check_table(
     return pd.DataFrame(
         [
             {
-                "check": code,
+                "check": str(code),
                 "holds": all(ok for ok, _ in all_said),
                 "says": next((t for ok, t in all_said if not ok), all_said[0][1]),
             }

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ddrobust_nb.attacks.autoattack import autoattack_flags
 from ddrobust_nb.attacks.checks import (
     EXPLAINED,
+    CheckCode,
     Check,
     attack_checks,
     comparisons,
@@ -104,7 +105,7 @@ def test_every_code_is_explained_on_the_page(world):
         "\n".join("".join(c["source"]) for c in page["cells"] if c["cell_type"] == "markdown"),
         flags=re.M,
     )
-    assert set(EXPLAINED) == {*ASKED, *COMPARED, *TABLES}
+    assert set(EXPLAINED) == {*ASKED, *COMPARED, *TABLES} == {*CheckCode}
     for code, sentence in EXPLAINED.items():
         assert headings.count(code) == 1, code
         assert "; else " in sentence and sentence.endswith("."), code

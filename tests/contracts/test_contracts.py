@@ -266,8 +266,8 @@ def weights_read(net):
         return read_weights(str(Path(folder) / "weights.safetensors"), net)
 
 
-def swept(net):
-    with pytest.raises(InputError, match="can be swept"):
+def fuse(net):
+    with pytest.raises(InputError, match="can be fused"):
         fused.FusedConvNet(net)
 
 
@@ -296,7 +296,7 @@ DOES_NOT_ASK = {  # Looks at the network, or copies it: any mode will do
     "foundations.networks.count_parameters": lambda net: count_parameters(net),
     "foundations.compiling.worth_compiling": lambda net: worth_compiling(net, 10),
     "results.plan.read_weights": weights_read,
-    "fast.fused.FusedConvNet": swept,
+    "fast.fused.FusedConvNet": fuse,
     "fast.fused.accelerated": lambda net: fused.accelerated(net, "cpu"),
     "fast.fused.can_fuse": lambda net: fused.can_fuse(net, "cpu"),
     "training.fit.fit": lambda net: train.fit(

@@ -35,6 +35,7 @@ from ddrobust_nb.grid.tables import (
     rows_of_plan,
     rows_of_store,
 )
+from ddrobust_nb.attacks.checks import CheckCode
 from ddrobust_nb.results.cell_rows import baseline_cell, run_stages, write_out
 from ddrobust_nb.results.compare import cell_text, find_rows
 from ddrobust_nb.results.lines import lines_of
@@ -901,6 +902,9 @@ def test_a_submission_is_checked(undisturbed, tmp_path):
     assert "holds no rows" in submit([])[0]
     assert "`strength` says" in submit([replace(rows[0], warnings=("strength",))])[0]
     assert submit([replace(rows[0], warnings=("saturation",))]) == []
+    invented = submit([replace(row, warnings=("saturation", "weak")) for row in rows[:2]])
+    assert len(invented) == 1 and "warnings name weak, but the codes of self-checks are range" in invented[0]
+    assert all(str(code) in invented[0] for code in CheckCode)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from ddrobust_nb.mixing import mix as mixing
 from ddrobust_nb.foundations.augment import crop, dsa, draw_shifts
 from ddrobust_nb.foundations.core import InputError, generator
-from ddrobust_nb.foundations.data import as_pixels, dataset, test_subset as subset_of
+from ddrobust_nb.foundations.data import as_pixels, test_subset as subset_of
+from ddrobust_nb.foundations.datasets import dataset
 from ddrobust_nb.training.distilled import random, save_set
 from ddrobust_nb.mixing.mix import (
     MIX_VERSION,

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ddrobust_nb.foundations.core import InputError
-from ddrobust_nb.foundations.data import dataset
+from ddrobust_nb.foundations.datasets import dataset
 from ddrobust_nb.results.cell_rows import run_stages
 from ddrobust_nb.results.keys import VERSIONS
 from ddrobust_nb.results.plan import plan_cell

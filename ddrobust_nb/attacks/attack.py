@@ -23,7 +23,7 @@ from ddrobust_nb.foundations.core import (
     unknown_name,
 )
 from ..fast.queries import CountedModel
-from ..foundations.predict import check_eval, left_alone
+from ..foundations.predict import check_eval, preserve_state
 import copy
 import importlib.util
 import inspect
@@ -534,7 +534,7 @@ def untouched(
     model: nn.Module,
 ):
     "Gradients off for parameters, TF32 off; afterwards model, random states and settings are as before"
-    with left_alone(model), full_precision(), torch.inference_mode(False), torch.enable_grad():
+    with preserve_state(model), full_precision(), torch.inference_mode(False), torch.enable_grad():
         for p in model.parameters():
             p.requires_grad_(False)
         yield

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from ..foundations.data import Data, as_pixels, test_subset
 from ..fast.fused import load_kernels, can_fuse
-from ..foundations.predict import image_type, predict
+from ..foundations.predict import input_dtype, predict
 from ddrobust_nb.attacks.attack import (
     AttackConfig,
     PARTS,
@@ -317,7 +317,7 @@ def check_logits(model, data, device="auto"):
     placed, there = place_model(model, device)
     x = as_pixels(data.test_images[:1]).to(there)
     with untouched(placed), torch.no_grad():
-        z = placed(x.to(image_type(placed, x)))
+        z = placed(x.to(input_dtype(placed, x)))
     if z.shape[1:] != (data.spec.classes,):
         raise InputError(
             f"the model returns {z.shape[-1]} logits for the {data.spec.classes} classes of {data.spec.name}: use a model made for these data"

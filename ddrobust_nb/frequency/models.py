@@ -15,18 +15,15 @@ from numbers import Real
 
 import pandas as pd
 import torch
-from ddrobust_nb.attacks.attack import (
-    AttackConfig,
+from ..attacks.attack import AttackConfig, parse_attacks
+from ddrobust_nb.attacks.running import (
     attack_images,
-    check_labels,
+    check_class_labels,
     check_model,
-    parse_attacks,
+    leaving_no_trace,
     place_model,
-    untouched,
 )
-from ..attacks import autoattack, cw  # enrols the attacks
 from ..foundations.data import as_pixels
-from ..foundations.predict import input_dtype
 from ..foundations.bands import check_radius
 from .spectra import as_signal, band_share, log_spectrum, split_bands
 
@@ -54,7 +51,7 @@ def ask_model(
     shape = tuple(getattr(images, "shape", ()))
     if len(shape) != 4 or not shape[0]:
         raise InputError(f"images must be [n,C,H,W] with at least one image, got shape {list(shape)}")
-    labels, (model, device) = check_labels(labels, shape[0]), place_model(model)
+    labels, (model, device) = check_class_labels(labels, shape[0]), place_model(model)
     own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     exact = torch.float64 if own == torch.float64 else torch.float32
 
@@ -65,8 +62,8 @@ def ask_model(
         x = as_signal(images[part].to(device))
         return x, labels[part].to(x.device)
 
-    with untouched(model), torch.no_grad():
-        takes = input_dtype(model, piece(slice(1))[0].to(device, exact))
+    with leaving_no_trace(model), torch.no_grad():
+        takes = image_type(model, piece(slice(1))[0].to(device, exact))
         z = logits(piece(slice(1))[0])
         if z.ndim != 2 or not torch.isfinite(z).all():
             raise InputError(

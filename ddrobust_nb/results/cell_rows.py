@@ -29,7 +29,7 @@ import ddrobust_nb
 import ddrobust_nb.distillers
 from ..attacks.metrics import carry_over_eps, drop_rate
 from ..attacks.robustness import Evaluation, attacked_index
-from ..attacks.attack import AttackConfig, installed_version
+from ..attacks.attack import AttackConfig, find_attack, installed_version
 from ..foundations.datasets import load_data
 from ..training.distilled import DistilledSet, distiller, save_set
 from .keys import VERSIONS, recipe_fields
@@ -249,7 +249,7 @@ def carried_over(
     others: list,  # Evaluations of the same model
 ) -> float:  # None where there is nothing to carry
     "Accuracy under AutoAttack with carry: broken at this eps or at a smaller one that was evaluated"
-    if not e.config or e.config.attack != "autoattack":
+    if not e.config or not find_attack(e.config.attack).parts:
         return None
     same = [
         o

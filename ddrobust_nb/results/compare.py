@@ -26,13 +26,12 @@ from PIL import Image
 
 import ddrobust_nb.results.plan  # every distiller is known after that
 from ..attacks.metrics import wilson
-from ..attacks.attack import PARTS
+from ..attacks.attack import short_label, takes_preset, takes_steps
 from ..foundations.core import InputError, check_choice
 from ..training.distilled import distiller, own_options
 from ..training.protocols import PROTOCOLS, preset_options
 from .paper import PAPER_DATASET_NAMES, PAPER_METHOD_NAMES, paper_anomalies
 from .lines import deviation, experiments_of
-from .report import ATTACK_LABEL
 from .reading import read_results
 from .rows import results_frame
 from .styles import method_label
@@ -196,9 +195,9 @@ def reason_to_leave_out(
         return "another network"
     if row["backend"]:
         return f"run by {row['backend']}"
-    if row["attack"] in (*PARTS, "autoattack") and row["preset"] != "aa-paper":
+    if takes_preset(row["attack"]) and row["preset"] != "aa-paper":
         return f"preset {row['preset']}"
-    if row["attack"] in ("pgd", "cw") and row["alpha"] != "2/255":
+    if takes_steps(row["attack"]) and row["alpha"] != "2/255":
         return "another step size"
     return "" if protocol in ("auto", row["protocol"]) else f"protocol {row['protocol']}"
 
@@ -345,9 +344,9 @@ def setting_label(attack: str, eps_255=None, steps=None) -> str:
     "The heading of a column: attack, size, steps; CW is the paper's name for PGD on the margin"
     size = "" if eps_255 is None or pd.isna(eps_255) else f" {eps_255:g}/255"
     return (
-        ATTACK_LABEL.get(attack, attack).removesuffix(" (margin)")
+        ("clean" if attack == "none" else short_label(attack))
         + size
-        + (f", {int(steps)} steps" if attack in ("pgd", "cw") and not pd.isna(steps) else "")
+        + (f", {int(steps)} steps" if takes_steps(attack) and not pd.isna(steps) else "")
     )
 
 # %% ../../nbs/results/70_compare.ipynb #c055

@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 from safetensors.torch import save_file
 from ..foundations.augment import strategy_for
-from ..attacks.attack import NAMED, ONE_STEP, PARTS, PRESETS
+from ..attacks.attack import NAMED, parse_attack
 from ..foundations.data import Data
 from ..training.distilled import DistilledSet, class_balanced, distiller, load_set, random
 from ..mixing.mix import MIX_VERSION, card_augment, check_mixed, mixing_control, mix, mixing_recipe
@@ -87,8 +87,7 @@ def mixing_attacks(
     if attacks.strip() in NAMED:
         return attacks
     check_int("steps", steps, 1)
-    stepless = {*ONE_STEP, *PARTS, *PRESETS, "autoattack"}
-    full = lambda a: a if "@" in a else f"{a}@{eps}" if a in stepless else f"{a}@{eps}@{steps}"
+    full = lambda a: a if "@" in a else f"{a}@{eps}@{steps}" if parse_attack(a).alpha else f"{a}@{eps}"
     return ",".join(full(a.strip()) for a in attacks.split(","))
 
 # %% ../../nbs/results/80_mixing_run.ipynb #c012

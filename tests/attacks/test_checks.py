@@ -29,7 +29,9 @@ from ddrobust_nb.attacks.checks import (
     read_table,
     table_checks,
 )
-from ddrobust_nb.attacks.attack import PARTS, AttackConfig, attack_images, parse_attacks
+from ddrobust_nb.attacks.attack import AttackConfig, parse_attacks
+from ddrobust_nb.attacks.autoattack import PARTS
+from ddrobust_nb.attacks.running import attack_images
 from ddrobust_nb.foundations.core import InputError, generator
 from ddrobust_nb.foundations.data import as_pixels, test_subset as subset
 from ddrobust_nb.foundations.datasets import load_data

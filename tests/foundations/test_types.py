@@ -12,7 +12,9 @@ from ddrobust_nb.attacks.checks import model_checks
 from ddrobust_nb.attacks.cw import margin
 from ddrobust_nb.fast.queries import CountedModel, loss_gradient, passes_before_compiling
 from ddrobust_nb.attacks.robustness import check_logits, evaluate
-from ddrobust_nb.attacks.attack import PARTS, AttackConfig, attack, attack_images
+from ddrobust_nb.attacks.attack import AttackConfig, attack
+from ddrobust_nb.attacks.autoattack import PARTS
+from ddrobust_nb.attacks.running import attack_images
 from ddrobust_nb.fast.convolution import WinogradConv2d, with_winograd
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.foundations.data import as_pixels, specs

@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from ddrobust_nb.foundations.core import InputError
-from ddrobust_nb.grid.command import array_script, command, run_listed
+from ddrobust_nb.grid.command import command
+from ddrobust_nb.grid.slurm import array_script, run_listed
 from ddrobust_nb.grid.cost import estimate_cost, cell_stages
 from ddrobust_nb.grid.leaderboard import check_submission, standings
 from ddrobust_nb.grid.plan import expand_blocks, plan_grid
@@ -513,10 +514,10 @@ def test_a_report_that_cannot_be_written_stops_nobody(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "write_json", full)
-    said = module.write_failure(tmp_path / "out", "RuntimeError: x")
+    report = module.write_failure(tmp_path / "out", "RuntimeError: x")
     assert (
-        said["state"] == "failed"
-        and said["error"] == "RuntimeError: x (and its report could not be written: No space left on device)"
+        report.state == "failed"
+        and report.error == "RuntimeError: x (and its report could not be written: No space left on device)"
     )
 
 
@@ -682,8 +683,8 @@ def test_bad_machines(tmp_path, wrong, text):
 def test_a_listed_cell_runs(tmp_path):
     plan = plan_grid([dict(TINY, method="random", ipc=1)], store=tmp_path / "store", device="cpu")
     array_script(plan, tmp_path / "g.sh", Machines(engine="slurm"))
-    assert run_listed(tmp_path / "g.cells.json", 0)["state"] == "done" and is_done(plan.cells[0].out)
-    assert run_listed(tmp_path / "g.cells.json", 0)["seconds"] == 0
+    assert run_listed(tmp_path / "g.cells.json", 0).state == "done" and is_done(plan.cells[0].out)
+    assert run_listed(tmp_path / "g.cells.json", 0).seconds == 0
     with pytest.raises(InputError, match="no cell 1"):
         run_listed(tmp_path / "g.cells.json", 1)
 

@@ -18,7 +18,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from ddrobust_nb.attacks import attack as threat_module
-from ddrobust_nb.attacks.attack import OverwritesRobustBench, AttackConfig, attack_images, attack_list
+from ddrobust_nb.attacks.attack import AttackConfig, OverwritesRobustBench, attack_list
+from ddrobust_nb.attacks.running import attack_images
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.results import cell_rows as rows_module
 from ddrobust_nb.results import plan as cell_module

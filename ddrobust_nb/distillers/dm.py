@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 from ..foundations.augment import parse_strategy, strategy_for
-from ..foundations.bands import check_frequency, steer, wished
+from ..foundations.bands import check_frequency, steer, frequency_entry
 from ..foundations.data import Data
 from ..training.distilled import DistilledSet, balanced, distiller
 from .dc import check_images, check_loss, check_rates, real_batch, resume, start_images
@@ -108,7 +108,7 @@ def dm(
         momentum=momentum,
         init=init,
         augment=strategy,
-    ) | wished(frequency)
+    ) | frequency_entry(frequency)
     z = (
         start_images(data, ipc, init, seed, make_network(network, data.spec).normalise)
         .to(device)

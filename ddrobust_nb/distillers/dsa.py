@@ -14,7 +14,7 @@ from fastcore.meta import delegates
 from ddrobust_nb.foundations.augment import (
     apply_dsa,
     draw_dsa,
-    dsa as augmented,
+    augment_dsa as augmented,
     parse_strategy,
     strategy_for,
 )

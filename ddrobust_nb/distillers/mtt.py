@@ -32,7 +32,7 @@ from fastcore.meta import delegates
 from safetensors import safe_open
 from torch.func import functional_call, grad, jvp
 from ..foundations.augment import apply_dsa, draw_dsa, parse_strategy, strategy_for
-from ..foundations.bands import check_frequency, steer, wished
+from ..foundations.bands import check_frequency, steer, frequency_entry
 from ..foundations.data import Data
 from ddrobust_nb.training.distilled import (
     DistilledSet,
@@ -509,7 +509,7 @@ def match(
         | paths.facts()
         | card
         | dict(network=net.name, augment=strategy, smallest_lr=SMALLEST_LR)
-        | wished(frequency)
+        | frequency_entry(frequency)
     )
     student = Student(
         net.to(device), passes=10 * options.iterations * options.syn_steps * (options.batch_syn or len(y))

@@ -29,7 +29,7 @@ from fastcore.meta import delegates
 from PIL import Image
 from ..foundations.augment import strategy_for
 from ..foundations.views import MIXES, draw_boxes, resized_crop
-from ..foundations.bands import check_frequency, steer, wished
+from ..foundations.bands import check_frequency, steer, frequency_entry
 from ..foundations.data import Data
 from ddrobust_nb.training.distilled import (
     DistilledSet,
@@ -424,7 +424,7 @@ def sre2l(
         "sre2l",
         ipc,
         seed,
-        {"network": name, **own, **wished(frequency)},
+        {"network": name, **own, **frequency_entry(frequency)},
         teacher=how,
     )
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from ..foundations.augment import dsa, parse_strategy, strategy_for
+from ..foundations.augment import augment_dsa, parse_strategy, strategy_for
 from ..foundations.data import Data, as_pixels
 from ..foundations.networks import Normalise, make_network
 from ddrobust_nb.training.fit import (
@@ -88,7 +88,7 @@ def distilled_batch(
     "The distilled part of a batch: normalised images, augmented, and their labels"
     index = mixed_index(len(images), first, count, seed)
     z = normalise(as_pixels(images[index]))
-    return dsa(z, strategy, generator(seed, "mixed view", first)) if strategy else z, labels[index]
+    return augment_dsa(z, strategy, generator(seed, "mixed view", first)) if strategy else z, labels[index]
 
 # %% ../../nbs/mixing/10_mix.ipynb #c029
 def join_labels(

@@ -33,7 +33,7 @@ from ..attacks.attack import AttackConfig, find_attack, installed_version
 from ..foundations.datasets import load_data
 from ..training.distilled import DistilledSet, distiller, save_set
 from .keys import VERSIONS, recipe_fields
-from .reading import WITHOUT_NETWORK
+from .reading import FIRST_WITHOUT_NETWORK
 from ddrobust_nb.results.rows import (
     Result,
     digest_of,
@@ -268,7 +268,7 @@ def of_cell(cell: Cell, distilled: Distilled) -> dict:
         ipc=cell.ipc,
         set_key=distilled.key,
         network=cell.network,
-        distill_network="" if cell.method in WITHOUT_NETWORK else cell.distill_network,
+        distill_network="" if cell.method in FIRST_WITHOUT_NETWORK else cell.distill_network,
         protocol=cell.protocol.name,
         select=cell.recipe.select,
         device=_device_name(cell.device),

@@ -358,7 +358,7 @@ def cell_text(
     spread = f" ± {100 * row['sd']:.2f}" if several else ""
     if not row["missing"] and row["sets"] > 1:
         spread += f" ({int(row['sets'])} sets ± {100 * row['sd_sets']:.2f})"
-    ours = "–" if row["missing"] else f"{100 * row['ours']:.2f}{spread} {row['protocol_mark']}".rstrip()
+    ours = "–" if row["missing"] else f"{100 * row['ours']:.2f}{spread} {row['mark']}".rstrip()
     return f"{row['printed']}{'*' if row['noted'] else ''} | {ours}"
 
 # %% ../../nbs/results/70_compare.ipynb #c057

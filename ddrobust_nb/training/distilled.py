@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from ..foundations.data import Data, Spec, as_pixels
 from ..foundations.networks import network_revision, uses_batch_statistics
-from ..foundations.predict import check_eval, image_type, left_alone
+from ..foundations.predict import check_eval, input_dtype, preserve_state
 from .fit import Recipe, check_training, fit
 
 # %% ../../nbs/training/10_distilled.ipynb #c005
@@ -472,10 +472,10 @@ def embed(
             "batch norm without running statistics mixes the images of a pass, and features are taken in several passes: use a network that keeps them"
         )
     features, takes = [], None
-    with left_alone(net):
+    with preserve_state(net):
         for i in range(0, len(images), batch):
             x = as_pixels(images[i : i + batch]).to(device)
-            takes = takes or image_type(net, x)
+            takes = takes or input_dtype(net, x)
             features.append(net.body.embed(net.normalise(x.to(takes))))
     return torch.cat(features)
 

@@ -152,7 +152,9 @@ def test_the_frozen_rules_are_those_that_made_the_first_rows(protocol):
         for method in distiller:
             for ipc in (1, 5, 10, 30, 50) if method != "whole" else (None,):
                 now = recipe_for(protocol_for(protocol, spec), method, spec, ipc)
-                assert first_recipe(protocol, method, spec.name, ipc, now.select) == vars(now), (
+                assert first_recipe(
+                    protocol, method=method, dataset=spec.name, ipc=ipc, select=now.select
+                ) == vars(now), (
                     protocol,
                     spec.name,
                     method,

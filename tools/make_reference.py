@@ -15,7 +15,9 @@ import torch
 from safetensors.torch import save_file
 
 from ddrobust_nb.training.distilled import save_set
-from ddrobust_nb.results.plan import distil_cell, plan_cell, run_stages
+from ddrobust_nb.results.cell_rows import run_stages
+from ddrobust_nb.results.plan import plan_cell
+from ddrobust_nb.results.stages import distil_cell
 from ddrobust_nb.results.rows import read_results, write_results
 from ddrobust_nb.results.store import write_json
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import ddrobust_nb.foundations.core  # noqa: F401  before torch
 from ddrobust_nb.foundations.bands import share_high
-from ddrobust_nb.results.plan import plan_cell, run_stages
+from ddrobust_nb.results.cell_rows import run_stages
+from ddrobust_nb.results.plan import plan_cell
 from ddrobust_nb.results.store import write_json
 
 FILE = Path(__file__).parent.parent / "nbs" / "sets" / "steering.json"

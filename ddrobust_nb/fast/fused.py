@@ -20,15 +20,14 @@ import torch
 from torch import nn
 from .convolution import filter_transform, with_winograd, is_conv3x3
 from ..foundations.core import InputError
-from ddrobust_nb.foundations.networks import (
-    ConvNet,
-    Network,
+from ddrobust_nb.foundations.compiling import (
     NotCompiled,
     can_compile,
     compiled_static,
     compiler_error,
     cpp_compiler,
 )
+from ..foundations.networks import ConvNet, Network
 from ..foundations.predict import float_types
 
 # %% ../../nbs/fast/30_fused.ipynb #c007

@@ -16,7 +16,8 @@ from math import inf
 import torch
 from torch import nn
 from .fused import FusedConvNet, accelerated, can_fuse
-from ..foundations.networks import SPEED, Network, forward_flops
+from ..foundations.compiling import SPEED, forward_flops
+from ..foundations.networks import Network
 from ..foundations.predict import check_eval, float_types, image_type
 
 # %% ../../nbs/fast/40_queries.ipynb #c006

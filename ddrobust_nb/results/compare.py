@@ -29,7 +29,7 @@ import ddrobust_nb.results.plan  # every distiller is known after that
 from ..attacks.metrics import wilson
 from ..attacks.attack import PARTS
 from ..foundations.core import InputError, check_choice, unknown_name
-from ..training.distilled import distiller, own_options
+from ..training.distiller import WHOLE, distiller, own_options
 from ..training.protocols import PROTOCOLS, preset_options
 from .paper import DATASETS, METHODS, paper_anomalies
 from .lines import deviation, experiments_of
@@ -77,7 +77,7 @@ def rows_in(
         elsewhere = (
             rows["distill_network"].fillna("").ne("")
             & (rows["distill_network"] != rows["network"])
-            & (rows["method"] != "whole")
+            & (rows["method"] != WHOLE)
         )
         return rows.assign(changed=(anew | elsewhere | (rows["select"] != select)).astype(bool))
     except InputError:
@@ -542,8 +542,8 @@ def plot_drop_rates(
                 [],
                 [],
                 color=c,
-                marker="" if m == "whole" else k,
-                ls="--" if m == "whole" else "-",
+                marker="" if m == WHOLE else k,
+                ls="--" if m == WHOLE else "-",
                 ms=4,
                 label=n,
             )
@@ -576,10 +576,10 @@ def plot_drop_rates(
 def draw_curve(ax, method, rows, ipcs):
     "One method in one panel"
     _, colour, marker = STYLES[method]
-    if method == "whole":
+    if method == WHOLE:
         ax.axhline(100 * rows["value"].iloc[0], color=colour, ls="--", lw=1)
     x = lambda some, aside=0: [aside + (len(ipcs) - 1 if pd.isna(i) else ipcs.index(i)) for i in some["ipc"]]
-    if method != "whole":
+    if method != WHOLE:
         ax.plot(x(rows), 100 * rows["value"], color=colour, marker=marker, ms=4, lw=1.2)
     have = rows[~rows["missing"]]
     if len(have):

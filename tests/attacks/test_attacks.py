@@ -38,7 +38,8 @@ from ddrobust_nb.attacks.attack import (
     untouched,
 )
 from ddrobust_nb.foundations.core import InputError, generator
-from ddrobust_nb.foundations.data import Spec, as_pixels, load_data, make_data, specs, test_subset as subset
+from ddrobust_nb.foundations.data import Spec, as_pixels, make_data, specs, test_subset as subset
+from ddrobust_nb.foundations.datasets import load_data
 from ddrobust_nb.foundations.networks import ConvNet, Normalise, make_network
 
 OURS = ("uniform", "fgsm", "pgd", "cw")

@@ -30,8 +30,9 @@ from ddrobust_nb.attacks.checks import (
 )
 from ddrobust_nb.attacks.attack import PARTS, AttackConfig, attack_images, parse_attacks
 from ddrobust_nb.foundations.core import InputError, generator
-from ddrobust_nb.foundations.data import as_pixels, load_data, test_subset as subset
-from ddrobust_nb.training.distilled import random
+from ddrobust_nb.foundations.data import as_pixels, test_subset as subset
+from ddrobust_nb.foundations.datasets import load_data
+from ddrobust_nb.distillers.baselines import random
 from ddrobust_nb.foundations.predict import predict
 from ddrobust_nb.training.fit import Recipe, fit
 

@@ -25,7 +25,9 @@ from ddrobust_nb.frequency.similarity import few
 from ddrobust_nb.frequency.spectra import show_spectra
 from ddrobust_nb.grid.leaderboard import standings
 from ddrobust_nb.foundations.networks import make_network
-from ddrobust_nb.results.plan import Distilled, Finished, Trained, plan_cell, rows_of, write_out
+from ddrobust_nb.results.cell_rows import Finished, rows_of, write_out
+from ddrobust_nb.results.plan import plan_cell
+from ddrobust_nb.results.stages import Distilled, Trained
 from ddrobust_nb.results.compare import draw_table, find_rows, plot_drop_rates
 from ddrobust_nb.results.mixing_run import mixing_table, plot_differences
 from ddrobust_nb.results.report import check_table, footnotes, plot_rows, plot_training, table

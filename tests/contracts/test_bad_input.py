@@ -16,11 +16,16 @@ from safetensors.torch import save_file
 from ddrobust_nb.attacks.robustness import evaluate
 from ddrobust_nb.attacks.attack import PARTS, AttackConfig, attack
 from ddrobust_nb.foundations.core import InputError
-from ddrobust_nb.foundations.data import Spec, as_pixels, load_data, make_data
-from ddrobust_nb.training.distilled import distiller, save_set
+from ddrobust_nb.foundations.data import Spec, as_pixels, make_data
+from ddrobust_nb.foundations.datasets import load_data
+from ddrobust_nb.training.distilled import save_set
+from ddrobust_nb.training.distiller import distiller
 from ddrobust_nb.foundations.networks import make_network
 from ddrobust_nb.results import plan as cell_module
-from ddrobust_nb.results.plan import PARAMETERS, distil_cell, plan_cell, run_stages, write_out
+from ddrobust_nb.results import stages as stages_module
+from ddrobust_nb.results.cell_rows import run_stages, write_out
+from ddrobust_nb.results.plan import PARAMETERS, plan_cell
+from ddrobust_nb.results.stages import distil_cell
 from ddrobust_nb.results.rows import read_results
 from ddrobust_nb.results.store import DamagedArtefact, Store, cached
 from ddrobust_nb.training.fit import Recipe, fit
@@ -720,7 +725,7 @@ def test_checkpoint(store, tmp_path, data, monkeypatch):
     "A ready model is attacked: nothing is distilled, nothing trained; method, ipc and network are those of its card"
     for name in ("dm", "random"):
         monkeypatch.setitem(distiller, name, lambda *a, **k: pytest.fail("a set was distilled"))
-    monkeypatch.setattr(cell_module, "fit", lambda *a, **k: pytest.fail("a model was trained"))
+    monkeypatch.setattr(stages_module, "fit", lambda *a, **k: pytest.fail("a model was trained"))
     file = model_file(
         tmp_path / "mödel 1.safetensors", data, dataset="digits", method="dm", ipc=1, seed=0, key="k"
     )

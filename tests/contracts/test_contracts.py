@@ -22,19 +22,16 @@ from ddrobust_nb.attacks import attack as config
 from ddrobust_nb.attacks.attack import AttackConfig, attack
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.foundations.data import as_pixels
-from ddrobust_nb.training.distilled import DistilledSet, embed
+from ddrobust_nb.distillers.baselines import embed
+from ddrobust_nb.training.distilled import DistilledSet
 from ddrobust_nb.distillers import dc, dm, mtt, sre2l, tesla
 from ddrobust_nb.frequency import models as frequency
-from ddrobust_nb.foundations.networks import (
-    Network,
-    compiled,
-    count_parameters,
-    make_network,
-    worth_compiling,
-)
+from ddrobust_nb.foundations.compiling import compiled, worth_compiling
+from ddrobust_nb.foundations.networks import Network, count_parameters, make_network
 from ddrobust_nb.results.plan import read_weights
 from ddrobust_nb.fast import convolution
 from ddrobust_nb.foundations import networks
+from ddrobust_nb.foundations import predict as predict_page
 from ddrobust_nb.fast import fused
 from ddrobust_nb.training import fit as train
 from tiny import global_randomness, scramble, tiny_data
@@ -51,18 +48,18 @@ NO_NETWORK = {  # What the parameter is instead
     "distillers.sre2l.random_teacher": "as sre2l",
     "training.protocols.Protocol": "a number of models",
     "results.plan.Cell": "names, and a path to a teacher",
-    "results.plan.Distilled": "a record; the teacher is stored in it",
-    "results.plan.Trained": "a record; the model is stored in it",
-    "results.plan.Finished": "a record of records",
-    "results.plan.attack_key": "the key of a model",
-    "results.plan.attack_one": "a record; the model goes to evaluate",
-    "results.plan.attack_cell": "records; each goes to attack_one",
-    "results.plan.check_one": "a record; the model goes to model_checks",
-    "results.plan.rows_of": "records; no model is asked",
-    "results.plan.of_model": "a record; no model is asked",
-    "results.plan.of_attack": "a record; no model is asked",
-    "results.plan.without_attack": "a record; no model is asked",
-    "results.plan.finish_cell": "records; each goes to check_one",
+    "results.stages.Distilled": "a record; the teacher is stored in it",
+    "results.stages.Trained": "a record; the model is stored in it",
+    "results.cell_rows.Finished": "a record of records",
+    "results.stages.attack_key": "the key of a model",
+    "results.stages.attack_one": "a record; the model goes to evaluate",
+    "results.cell_rows.attack_cell": "records; each goes to attack_one",
+    "results.stages.check_one": "a record; the model goes to model_checks",
+    "results.cell_rows.rows_of": "records; no model is asked",
+    "results.cell_rows.of_model": "a record; no model is asked",
+    "results.cell_rows.of_attack": "a record; no model is asked",
+    "results.cell_rows.without_attack": "a record; no model is asked",
+    "results.cell_rows.finish_cell": "records; each goes to check_one",
     "results.lines.Deviation": "a number of models",
     "results.lines.Known": "the name of a model",
     "results.rows.Beside": "keys of models",
@@ -296,9 +293,9 @@ DOES_NOT_ASK = {  # Looks at the network, or copies it: any mode will do
     "distillers.sre2l.batch_norms": lambda net: sre2l.batch_norms(net),
     "distillers.sre2l.bn_inputs": lambda net: entered(sre2l.bn_inputs(net)),
     "foundations.networks.Network": lambda net: Network(net.normalise, net.body, net.name, net.spec),
-    "foundations.networks.compiled": lambda net: compiled(first, net, 10),
+    "foundations.compiling.compiled": lambda net: compiled(first, net, 10),
     "foundations.networks.count_parameters": lambda net: count_parameters(net),
-    "foundations.networks.worth_compiling": lambda net: worth_compiling(net, 10),
+    "foundations.compiling.worth_compiling": lambda net: worth_compiling(net, 10),
     "results.plan.read_weights": weights_read,
     "fast.fused.FusedConvNet": swept,
     "fast.fused.accelerated": lambda net: fused.accelerated(net, "cpu"),
@@ -306,10 +303,10 @@ DOES_NOT_ASK = {  # Looks at the network, or copies it: any mode will do
     "training.fit.fit": lambda net: train.fit(
         relabelled(net), network="ConvNetD3-w8", recipe=train.Recipe(epochs=1), teacher=net, device="cpu"
     ),
-    "training.fit.float_types": lambda net: train.float_types(net),
-    "training.fit.image_type": lambda net: train.image_type(net, X.double()),
+    "foundations.predict.float_types": lambda net: predict_page.float_types(net),
+    "foundations.predict.image_type": lambda net: predict_page.image_type(net, X.double()),
     "training.fit.labeller": lambda net: [train.labeller(net, bn)(X) for bn in ("eval", "batch")],
-    "training.fit.left_alone": lambda net: entered(train.left_alone(net)),
+    "foundations.predict.left_alone": lambda net: entered(predict_page.left_alone(net)),
     "training.fit.relabelling": lambda net: train.relabelling(relabelled(net), net, train.Recipe()),
     "training.fit.weights": lambda net: train.weights(net),
 }
@@ -372,16 +369,16 @@ ASKS = {  # Asks the network: one in training mode is refused
     "attacks.attack.run_chunk": lambda net: config.run_chunk(
         attack["fgsm"], net, X, Y, [AttackConfig("fgsm")], 0, INDEX
     ),
-    "training.distilled.embed": lambda net: embed(net, DATA.test_images, "cpu"),
+    "distillers.baselines.embed": lambda net: embed(net, DATA.test_images, "cpu"),
     "distillers.sre2l.recover": lambda net: sre2l.recover(DATA, 1, net, RECOVER),
     "distillers.sre2l.recover_loss": lambda net: recovered(net),
     "frequency.models.asking": lambda net: entered(frequency.asking(net, X, Y)),
     "frequency.models.band_accuracy": lambda net: frequency.band_accuracy(net, X, Y),
     "frequency.models.fourier_heat_map": lambda net: frequency.fourier_heat_map(net, X, Y, step=4),
     "frequency.models.perturbations": lambda net: frequency.perturbations(net, X, Y, "fgsm@4/255"),
-    "training.fit.accuracy": lambda net: train.accuracy(net, DATA.test_images, Y, "cpu"),
-    "training.fit.check_eval": lambda net: train.check_eval(net),
-    "training.fit.predict": lambda net: train.predict(net, DATA.test_images, "cpu"),
+    "foundations.predict.accuracy": lambda net: predict_page.accuracy(net, DATA.test_images, Y, "cpu"),
+    "foundations.predict.check_eval": lambda net: predict_page.check_eval(net),
+    "foundations.predict.predict": lambda net: predict_page.predict(net, DATA.test_images, "cpu"),
 }
 
 
@@ -477,9 +474,9 @@ class Restless(nn.Module):
 @pytest.mark.parametrize(
     "name",
     (
-        "training.fit.predict",
-        "training.fit.accuracy",
-        "training.fit.image_type",
+        "foundations.predict.predict",
+        "foundations.predict.accuracy",
+        "foundations.predict.image_type",
         "attacks.attack.attack_images",
         "attacks.checks.answer_checks",
         "attacks.robustness.evaluate",
@@ -499,7 +496,7 @@ def test_buffers_that_share_their_memory():
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).eval()
     net.register_buffer("one", torch.ones(1).expand(5))
     before = snapshot(net)
-    assert train.predict(net, DATA.test_images, "cpu").shape == (12,)
+    assert predict_page.predict(net, DATA.test_images, "cpu").shape == (12,)
     config.attack_images(net, X, Y, AttackConfig("fgsm"))
     assert not changed(before, net)
 
@@ -532,14 +529,17 @@ def test_the_accuracy_that_was_wrong():
     net = make_network("ResNet18-w16", data.spec).train()
     before = snapshot(net)
     with pytest.raises(InputError, match="training mode"):
-        train.accuracy(net, data.test_images, data.test_labels, "cpu")
+        predict_page.accuracy(net, data.test_images, data.test_labels, "cpu")
     assert not changed(before, net)
     by_hand = net.eval()(as_pixels(data.test_images)).argmax(1) == data.test_labels
-    assert train.accuracy(net, data.test_images, data.test_labels, "cpu") == by_hand.double().mean().item()
+    assert (
+        predict_page.accuracy(net, data.test_images, data.test_labels, "cpu")
+        == by_hand.double().mean().item()
+    )
 
 
 def test_no_images_have_no_accuracy():
     net = ready()
-    assert train.predict(net, DATA.test_images[:0], "cpu").shape == (0,)
+    assert predict_page.predict(net, DATA.test_images[:0], "cpu").shape == (0,)
     with pytest.raises(InputError, match="at least one image"):
-        train.accuracy(net, DATA.test_images[:0], Y[:0], "cpu")
+        predict_page.accuracy(net, DATA.test_images[:0], Y[:0], "cpu")

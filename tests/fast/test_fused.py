@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from ddrobust_nb.foundations import networks
+from ddrobust_nb.foundations import compiling
 from ddrobust_nb.fast import fused
 from ddrobust_nb.fast.queries import CountedModel
 from ddrobust_nb.foundations.core import generator
-from ddrobust_nb.foundations.networks import NotCompiled, compiler_trouble, cpp_compiler, make_network
+from ddrobust_nb.foundations.compiling import NotCompiled, compiler_trouble, cpp_compiler
+from ddrobust_nb.foundations.networks import make_network
 from ddrobust_nb.fast.fused import (
     FusedBlock,
     FusedConvNet,
@@ -200,7 +201,7 @@ def fresh():
 def test_a_compiler_that_fails_is_not_fatal(monkeypatch, fresh):
     "A warning says so, and PyTorch's compiler takes the place"
     monkeypatch.setattr(fused, "CPP_VECTORS", "this is no C++")
-    monkeypatch.setattr(networks, "_compile_something", lambda device: None)
+    monkeypatch.setattr(compiling, "_compile_something", lambda device: None)
     with pytest.warns(NotCompiled, match="could not be built .*error.*on a CPU they go on, more slowly"):
         fast = accelerated(make_network("ConvNetD3-w64", spec()).eval(), "cpu")
     assert type(fast).__name__ == "OptimizedModule" and load_kernels() is None
@@ -236,7 +237,7 @@ def test_without_both_compilers_a_network_answers_as_it_is(error, reason, monkey
         raise error
 
     monkeypatch.setattr(fused, "_build", raises)
-    monkeypatch.setattr(networks, "_compile_something", raises)
+    monkeypatch.setattr(compiling, "_compile_something", raises)
     net = make_network("ConvNetD3-w64", spec()).eval()
     with pytest.warns(NotCompiled) as seen:
         assert accelerated(net, "cpu") is net

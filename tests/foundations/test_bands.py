@@ -7,8 +7,8 @@ import torch
 
 from ddrobust_nb.foundations.bands import check_frequency, distances, keep_band, low_mask, share_high, steer
 from ddrobust_nb.foundations.core import InputError, generator
-from ddrobust_nb.foundations.data import load_data
-from ddrobust_nb.training.distilled import distiller, own_options
+from ddrobust_nb.foundations.datasets import load_data
+from ddrobust_nb.training.distiller import distiller, own_options
 from ddrobust_nb.frequency.spectra import band_share, low_high
 from ddrobust_nb.foundations.networks import Normalise
 from ddrobust_nb.results.plan import complete_options, plan_cell

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddrobust_nb.foundations import networks
+from ddrobust_nb.foundations import compiling
 from ddrobust_nb.foundations.data import specs
-from ddrobust_nb.foundations.networks import (
+from ddrobust_nb.foundations.compiling import (
     NotCompiled,
     compiled,
     compiled_static,
     compiler_error,
     compiler_trouble,
     cpp_compiler,
-    make_network,
 )
+from ddrobust_nb.foundations.networks import make_network
 
 pytestmark = pytest.mark.skipif(not cpp_compiler(), reason="no C++ compiler")
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(not cpp_compiler(), reason="no C++ compiler")
 def attempts(monkeypatch):
     "The devices for which something tiny was compiled; nothing is known before or after"
     devices = []
-    monkeypatch.setattr(networks, "_compile_something", devices.append)
+    monkeypatch.setattr(compiling, "_compile_something", devices.append)
     compiler_trouble.cache_clear()
     yield devices
     compiler_trouble.cache_clear()
@@ -67,7 +67,7 @@ def test_whatever_is_raised_leads_to_plain_pytorch(error, attempts, monkeypatch)
     def raises(device):
         raise error
 
-    monkeypatch.setattr(networks, "_compile_something", raises)
+    monkeypatch.setattr(compiling, "_compile_something", raises)
     for _ in range(2):  # known by now, and still told
         with pytest.warns(NotCompiled, match="torch.compile does not work here") as seen:
             assert compiled_static(torch.sin) is torch.sin
@@ -78,7 +78,7 @@ def test_an_interruption_is_no_reason(attempts, monkeypatch):
     def stops(device):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(networks, "_compile_something", stops)
+    monkeypatch.setattr(compiling, "_compile_something", stops)
     with pytest.raises(KeyboardInterrupt):
         compiled_static(torch.sin)
 
@@ -188,7 +188,7 @@ def check_plain(said, reason, way):
 def broken(way, folder):
     script = folder / "g++"
     script.write_text(
-        f'#!/bin/sh\n{BROKEN[way][0]}\nexec {networks.shutil.which("g++") or cpp_compiler()} "$@"\n'
+        f'#!/bin/sh\n{BROKEN[way][0]}\nexec {compiling.shutil.which("g++") or cpp_compiler()} "$@"\n'
     )
     script.chmod(0o755)
     return answer(folder, {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "CXX": str(script)})
@@ -217,7 +217,7 @@ def test_a_compiler_that_works_is_used_and_leaves_nothing_behind(tmp_path):
         "FusedConvNet",
         "OptimizedModule",
     }
-    before = networks.compiler_trouble.cache_info()
-    networks._compile_something("cpu")  # beside the folder's own files, only for a moment
+    before = compiling.compiler_trouble.cache_info()
+    compiling._compile_something("cpu")  # beside the folder's own files, only for a moment
     folder = Path(torch._inductor.codecache.cache_dir())
-    assert before == networks.compiler_trouble.cache_info() and not list(folder.glob("tmp*/*"))
+    assert before == compiling.compiler_trouble.cache_info() and not list(folder.glob("tmp*/*"))

@@ -19,20 +19,19 @@ import pytest
 import torch
 from PIL import Image
 
-from ddrobust_nb.foundations import data as module
+from ddrobust_nb.foundations import datasets, files
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.foundations.data import (
-    LazyImages,
     Spec,
     as_pixels,
     dataset,
-    decode,
-    load_data,
     make_data,
     specs,
     subsets,
     test_subset as subset_of,
 )
+from ddrobust_nb.foundations.datasets import load_data
+from ddrobust_nb.foundations.files import LazyImages, decode
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +47,7 @@ def no_downloads(request, monkeypatch):
     def refuse(urls, md5, folder):
         raise OSError("network is unreachable")
 
-    monkeypatch.setattr(module, "fetch", refuse)
+    monkeypatch.setattr(datasets, "fetch", refuse)
 
 
 def noise(n, size, channels=3, seed=0):
@@ -179,7 +178,7 @@ def test_unreadable_root(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(module.os, "scandir", refuse)
+    monkeypatch.setattr(datasets.os, "scandir", refuse)
     assert "cannot be read (Permission denied)" in error(lambda: load_data("cifar10", tmp_path))
     assert "Permission denied" in error(lambda: load_data(f"folder:{tmp_path / 'cifar10'}"))
 
@@ -569,7 +568,7 @@ def test_lazy_images_behave_like_the_tensor(tmp_path):
 def test_cache(tmp_path, monkeypatch):
     path = make_tree(tmp_path / "cifar10", list("abcdefghij"), 150, 50, size=32)
     calls = []
-    monkeypatch.setattr(module, "decode", lambda *a: calls.append(a) or decode(*a))
+    monkeypatch.setattr(files, "decode", lambda *a: calls.append(a) or decode(*a))
 
     def load():
         calls.clear()
@@ -620,7 +619,7 @@ def test_download_is_all_or_nothing(tmp_path, monkeypatch):
             raise RuntimeError("File not found or corrupted.")
         shutil.copy(source / name, folder / name)
 
-    monkeypatch.setattr(module, "fetch", fetch)
+    monkeypatch.setattr(datasets, "fetch", fetch)
     broken = True
     assert "File not found or corrupted" in error(lambda: load_data("mnist", tmp_path))
     assert sorted(os.listdir(tmp_path)) == ["other", "source"]
@@ -655,10 +654,12 @@ def test_download_of_an_archive(tmp_path, monkeypatch, server):
     md5 = hashlib.md5(file.read_bytes()).hexdigest()
     root = tmp_path / "fresh root"
     monkeypatch.setenv("DDROBUST_DATA", str(root))
-    monkeypatch.setattr(module, "archives", lambda name: [([f"{server}/cifar.tar.gz"], "0" * 32)])
+    monkeypatch.setattr(datasets, "archives", lambda name: [([f"{server}/cifar.tar.gz"], "0" * 32)])
     assert "no download" in error(lambda: load_data("cifar10")) and not root.exists()
     monkeypatch.setattr(
-        module, "archives", lambda name: [([f"{server}/missing/cifar.tar.gz", f"{server}/cifar.tar.gz"], md5)]
+        datasets,
+        "archives",
+        lambda name: [([f"{server}/missing/cifar.tar.gz", f"{server}/cifar.tar.gz"], md5)],
     )
     assert len(load_data("cifar10").train_labels) == 100
     assert os.listdir(root) == ["cifar-10-batches-py"] and sorted(
@@ -666,13 +667,13 @@ def test_download_of_an_archive(tmp_path, monkeypatch, server):
     ) == [*TRAIN, "test_batch"]
 
 
-@pytest.mark.parametrize("name", sorted(module.FOLDERS))
+@pytest.mark.parametrize("name", sorted(datasets.FOLDERS))
 def test_addresses(name):
     if name == "imagenet":
         with pytest.raises(OSError):
-            module.archives(name)
+            datasets.archives(name)
         return
-    for urls, md5 in module.archives(name):
+    for urls, md5 in datasets.archives(name):
         assert all(u.startswith("http") for u in urls) and len(md5) == 32
 
 
@@ -697,7 +698,7 @@ def test_real_cifar10(data_root, tmp_path):
         and torch.bincount(data.test_labels).tolist() == [1000] * 10
     )
     assert data.spec == specs["cifar10"]  # names and order
-    mean, _ = module.channel_stats(data.train_images)
+    mean, _ = files.channel_stats(data.train_images)
     assert np.allclose(mean, data.spec.mean, atol=0.002)
     start = time.monotonic()
     assert load_data("cifar10", root).fingerprint == data.fingerprint
@@ -749,4 +750,4 @@ def test_real_fashion_mnist():
         data.train_images.shape == (60000, 1, 28, 28)
         and torch.bincount(data.test_labels).tolist() == [1000] * 10
     )
-    assert np.allclose(module.channel_stats(data.train_images), (data.spec.mean, data.spec.std), atol=1e-3)
+    assert np.allclose(files.channel_stats(data.train_images), (data.spec.mean, data.spec.std), atol=1e-3)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddrobust_nb.foundations.core import InputError, generator
-from ddrobust_nb.foundations.data import load_data
+from ddrobust_nb.foundations.datasets import load_data
 from ddrobust_nb.frequency.similarity import (
     correlation,
     few,

@@ -5,7 +5,8 @@ import torch
 
 from ddrobust_nb.foundations.core import InputError, generator
 from ddrobust_nb.foundations.bands import distances, low_mask
-from ddrobust_nb.foundations.data import load_data, test_subset as subset
+from ddrobust_nb.foundations.data import test_subset as subset
+from ddrobust_nb.foundations.datasets import load_data
 from ddrobust_nb.frequency.spectra import (
     band_energy,
     band_share,

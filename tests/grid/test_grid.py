@@ -19,24 +19,23 @@ from PIL import Image
 
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.grid.command import array_script, command, run_listed
-from ddrobust_nb.grid.cost import bill, stages
+from ddrobust_nb.grid.cost import estimate_cost, cell_stages
 from ddrobust_nb.grid.leaderboard import check_submission, standings
-from ddrobust_nb.grid.plan import combine, plan_grid
-from ddrobust_nb.grid.run import Machines, is_done, rows_whole, run_grid, shared_work
-from ddrobust_nb.grid.status import (
+from ddrobust_nb.grid.plan import expand_blocks, plan_grid
+from ddrobust_nb.grid.machines import Machines
+from ddrobust_nb.grid.notebook import is_done, rows_complete
+from ddrobust_nb.grid.run import run_grid, shared_work
+from ddrobust_nb.grid.cleanup import find_garbage, remove_garbage
+from ddrobust_nb.grid.status import cell_state, is_locked, status
+from ddrobust_nb.grid.tables import (
     DamagedRows,
+    escape_latex,
     export_rows,
-    garbage,
-    in_latex,
-    is_locked,
-    remove_garbage,
     rows_of_cells,
     rows_of_plan,
     rows_of_store,
-    state_of,
-    status,
 )
-from ddrobust_nb.results.plan import baseline_cell, run_stages, write_out
+from ddrobust_nb.results.cell_rows import baseline_cell, run_stages, write_out
 from ddrobust_nb.results.compare import cell_text, find_rows
 from ddrobust_nb.results.lines import lines_of
 from ddrobust_nb.results.paper import paper_results, paper_table
@@ -134,13 +133,13 @@ def test_what_a_named_grid_costs_is_said_before_anything_is_there(away, capsys, 
 
 
 def test_products_and_exclusions():
-    assert len(combine([dict(a=[1, 2], b=[3, 4, 5])])) == 6
-    assert combine([dict(a=[1, 2]), dict(a=2)]) == [dict(a=1), dict(a=2)]
-    assert combine([dict(a=[1, 2], b=[3, 4])], exclude=[dict(a=1, b=3), dict(b=4, a=[2])]) == [
+    assert len(expand_blocks([dict(a=[1, 2], b=[3, 4, 5])])) == 6
+    assert expand_blocks([dict(a=[1, 2]), dict(a=2)]) == [dict(a=1), dict(a=2)]
+    assert expand_blocks([dict(a=[1, 2], b=[3, 4])], exclude=[dict(a=1, b=3), dict(b=4, a=[2])]) == [
         dict(a=1, b=4),
         dict(a=2, b=3),
     ]
-    assert combine([dict(options={"x": [1, 2]})]) == [
+    assert expand_blocks([dict(options={"x": [1, 2]})]) == [
         dict(options={"x": [1, 2]})
     ]  # a list inside an option is a value
 
@@ -183,14 +182,14 @@ def test_experts_are_paid_for_once(tmp_path):
     parts, sets, needs = shared_work(plan, plan.cells)
     assert len(parts) == 3 and not sets
     assert sorted(len(n) for n in needs.values()) == [0] * 6 + [1] * 2 + [2] * 4
-    keys = [s[:2] for c in plan.cells for s in stages(c.cell)]
-    cost = bill(
+    keys = [s[:2] for c in plan.cells for s in cell_stages(c.cell)]
+    cost = estimate_cost(
         plan,
         speed={
             (n, c.cell.data.spec): 1.0 for c in plan.cells for n in (c.cell.network, c.cell.distill_network)
         },
     )
-    once = {s[:2]: s[2] for c in plan.cells for s in stages(c.cell)}
+    once = {s[:2]: s[2] for c in plan.cells for s in cell_stages(c.cell)}
     assert len(keys) > len(once) and cost.lines["seconds"].sum() == pytest.approx(sum(once.values()))
 
 
@@ -364,7 +363,7 @@ def disturbed(store, victim, moment):
     gone(mark)
     finished = made(store)
     for p in store.rglob("results.json"):
-        assert rows_whole(p)
+        assert rows_complete(p)
     finish(store)
     after = made(store)
     assert {k: after[k] for k in finished} == finished, "something that was finished was made again"
@@ -461,7 +460,7 @@ def test_damage_is_named_and_repaired(undisturbed, tmp_path):
     rows.write_bytes(rows.read_bytes()[:200])
     with pytest.warns(DamagedRows, match="left out"):
         rows_of_store(store)
-    assert state_of(plan.cells[0], plan.store)[0] == "waiting"
+    assert cell_state(plan.cells[0], plan.store)[0] == "waiting"
     weights = sorted((store / "train").glob("*/last.safetensors"))
     for w in weights:
         raw = bytearray(w.read_bytes())
@@ -482,7 +481,7 @@ def test_a_newer_store_is_left_alone(tmp_path):
     with pytest.raises(InputError, match="format 99"):
         rows_of_store(tmp_path / "store")
     with pytest.raises(InputError, match="format 99"):
-        garbage(tmp_path / "store")
+        find_garbage(tmp_path / "store")
     assert [p.name for p in (tmp_path / "store").iterdir()] == ["store.json"]
 
 
@@ -492,7 +491,7 @@ def test_a_full_disk(undisturbed, tmp_path, monkeypatch):
 
     store = tmp_path / "store"
     plan = plan_grid(FOUR[1:], store=store, device="cpu")
-    from ddrobust_nb.results.plan import distil_cell
+    from ddrobust_nb.results.stages import distil_cell
 
     def full(*a):
         raise OSError(28, "No space left on device")
@@ -506,7 +505,7 @@ def test_a_full_disk(undisturbed, tmp_path, monkeypatch):
 
 
 def test_a_report_that_cannot_be_written_stops_nobody(tmp_path, monkeypatch):
-    from ddrobust_nb.grid import run as module
+    from ddrobust_nb.grid import notebook as module
 
     def full(*a):
         raise OSError(28, "No space left on device")
@@ -547,7 +546,7 @@ def fields_of(line):
 @pytest.mark.parametrize("name", ["I", "III", "VII", "XXIII"])
 def test_tables_in_the_layout_of_the_paper(away, monkeypatch, name):
     "Every line of the LaTeX fills every column; ours stands in its cell, and no cell of the paper is lost"
-    from ddrobust_nb.grid import status as module
+    from ddrobust_nb.grid import tables as module
 
     found = find_rows(ROOT / "nbs" / "sets")
     monkeypatch.setattr(module, "find_rows", lambda *places: found)
@@ -566,7 +565,7 @@ def test_tables_in_the_layout_of_the_paper(away, monkeypatch, name):
         re.search(r"tabular\}\{([lr]+)\}", tex)[1]
     )
     for text in map(cell_text, cells[~cells["missing"]].astype({"printed": str}).to_dict("records")):
-        assert in_latex(text.split(" | ")[1]) in tex
+        assert escape_latex(text.split(" | ")[1]) in tex
     assert (
         tex.count("{") == tex.count("}")
         and "footnotesize" in tex
@@ -585,7 +584,7 @@ def test_a_layout_that_is_not_there(away):
 def test_garbage_is_what_no_cell_names(undisturbed, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(undisturbed[0], store)
-    assert len(garbage(store, older_than=0)) == 0
+    assert len(find_garbage(store, older_than=0)) == 0
     plan = plan_grid(FOUR, store=store, device="cpu")
     shutil.rmtree(
         plan.cells[0].out
@@ -593,11 +592,11 @@ def test_garbage_is_what_no_cell_names(undisturbed, tmp_path):
     (store / "distil" / "mine").mkdir(), (store / "distil" / "mine" / "x.txt").write_text("x")
     (tmp_path / "precious").mkdir(), (tmp_path / "precious" / "x.txt").write_text("x")
     (store / "train" / "0123456789abcdef").symlink_to(tmp_path / "precious")
-    found = garbage(store, older_than=0)
+    found = find_garbage(store, older_than=0)
     assert Counter(p.split("/")[0] for p in found["path"]) == {"distil": 1, "train": 1, "attack": 2} and set(
         found["what"]
     ) == {"artefact without a cell"}
-    assert len(garbage(store)) == 0  # a week has not passed
+    assert len(find_garbage(store)) == 0  # a week has not passed
     remove_garbage(store, older_than=0)
     assert (
         (store / "distil" / "mine" / "x.txt").exists()
@@ -621,9 +620,9 @@ def test_what_is_being_made_is_no_garbage(tmp_path, undisturbed):
     shutil.copytree(undisturbed[0], store)
     plan = plan_grid(FOUR, store=store, device="cpu")
     shutil.rmtree(plan.cells[0].out)
-    key = garbage(store, older_than=0)["path"].iloc[0].split("/")
+    key = find_garbage(store, older_than=0)["path"].iloc[0].split("/")
     with alone(plan.store, *key):
-        assert len(garbage(store, older_than=0)) == 3
+        assert len(find_garbage(store, older_than=0)) == 3
 
 
 # ---- Slurm

@@ -1,19 +1,18 @@
 "A real Slurm on this machine: a small grid through SlurmProvider and through the exported array script, a killed job, and resuming."
 
-import json
 import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from ddrobust_nb.grid.command import array_script
 from ddrobust_nb.grid.plan import plan_grid
-from ddrobust_nb.grid.run import Machines, is_done, run_grid
+from ddrobust_nb.grid.machines import Machines
+from ddrobust_nb.grid.notebook import is_done
+from ddrobust_nb.grid.run import run_grid
 from test_grid import FOUR, results, undisturbed  # noqa: F401
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "sinfo")

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from ddrobust_nb.mixing import mix as mixing
-from ddrobust_nb.foundations.augment import crop, dsa, shifts
+from ddrobust_nb.foundations.augment import crop, dsa, draw_shifts
 from ddrobust_nb.foundations.core import InputError, generator
 from ddrobust_nb.foundations.data import as_pixels, dataset, test_subset as subset_of
-from ddrobust_nb.training.distilled import random, save_set
+from ddrobust_nb.distillers.baselines import random
+from ddrobust_nb.training.distilled import save_set
 from ddrobust_nb.mixing.mix import (
     MIX_VERSION,
     card_augment,
@@ -156,7 +157,7 @@ def test_a_batch_by_hand(data, dset, monkeypatch):
         for b, index in enumerate(batches(39, replace(recipe, batch=8), 0, epoch)):
             x = crop(
                 as_pixels(data.train_images[index]),
-                *shifts(len(index), -2, 2, generator(0, "view", epoch, b)),
+                *draw_shifts(len(index), -2, 2, generator(0, "view", epoch, b)),
             )
             first = epoch * 10 + b * 2
             z = dsa(

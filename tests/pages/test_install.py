@@ -20,8 +20,10 @@ from packaging.requirements import Requirement
 from ddrobust_nb.attacks import attack as threat_module
 from ddrobust_nb.attacks.attack import OverwritesRobustBench, AttackConfig, attack_images, attack_list
 from ddrobust_nb.foundations.core import InputError
+from ddrobust_nb.results import cell_rows as rows_module
 from ddrobust_nb.results import plan as cell_module
-from ddrobust_nb.results.plan import plan_cell, run_stages, write_out
+from ddrobust_nb.results.cell_rows import run_stages, write_out
+from ddrobust_nb.results.plan import plan_cell
 from ddrobust_nb.results.rows import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -218,10 +220,10 @@ def without(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "torchattacks", None)
     monkeypatch.setattr(threat_module, "version", version)
-    cell_module.versions.cache_clear()
+    rows_module.versions.cache_clear()
     cell_module._configs.cache_clear()
     yield
-    cell_module.versions.cache_clear()
+    rows_module.versions.cache_clear()
 
 
 def test_a_whole_cell_without_torchattacks(without, tmp_path):
@@ -242,7 +244,7 @@ def test_a_whole_cell_without_torchattacks(without, tmp_path):
     write_out(run_stages(replace(cell, recipe=replace(cell.recipe, epochs=1))))
     rows = read_results(tmp_path / "out")
     assert [r.attack for r in rows] == ["fgsm", "apgd-ce", "apgd-ce"]
-    assert {r.versions for r in rows} == {cell_module.versions()}
+    assert {r.versions for r in rows} == {rows_module.versions()}
     assert "torchattacks" not in rows[0].versions and "pyautoattack 0.2.0" in rows[0].versions
 
 

@@ -14,9 +14,12 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from ddrobust_nb.foundations.data import Data, specs  # noqa: E402
-from ddrobust_nb.training.distilled import distiller  # noqa: E402
-from ddrobust_nb.grid.plan import stand_in  # noqa: E402
-from ddrobust_nb.results.plan import attack_key, model_keys, part_configs, plan_cell, set_key  # noqa: E402
+from ddrobust_nb.training.distiller import distiller  # noqa: E402
+from ddrobust_nb.results.plan import plan_cell
+from ddrobust_nb.results.stages import attack_key, model_keys, part_configs, set_key  # noqa: E402
+from ddrobust_nb.grid.plan import placeholder_data  # noqa: E402
+from ddrobust_nb.results.plan import plan_cell
+from ddrobust_nb.results.stages import attack_key, model_keys, part_configs, set_key  # noqa: E402
 from ddrobust_nb.results.mixing_run import mixing_config, plan_mixing  # noqa: E402
 
 RECORD = HERE / "stage_keys.json"
@@ -25,7 +28,7 @@ RECORD = HERE / "stage_keys.json"
 def shape_of(name):
     "A dataset's shape, with a fixed fingerprint and without its images"
     if name != "digits":
-        return stand_in(name)
+        return placeholder_data(name)
     labels = torch.arange(1797) % 10
     return Data(
         specs[name],

@@ -14,18 +14,9 @@ from torchvision.models import resnet18
 from ddrobust_nb.foundations.core import InputError, generator
 from ddrobust_nb.foundations.data import as_pixels, dataset, make_data, specs
 from ddrobust_nb.training.distilled import load_set
-from ddrobust_nb.results.plan import (
-    attack_cell,
-    baseline_cell,
-    distil_cell,
-    plan_cell,
-    published,
-    rows_of,
-    run_stages,
-    summary,
-    train_cell,
-    write_out,
-)
+from ddrobust_nb.results.cell_rows import attack_cell, baseline_cell, rows_of, run_stages, write_out
+from ddrobust_nb.results.plan import plan_cell, published, summary
+from ddrobust_nb.results.stages import distil_cell, train_cell
 from ddrobust_nb.results.report import check_table, footnotes, main, paper_text, spread, table
 from ddrobust_nb.results.rows import Result, frame, read_results, write_results
 from tiny import NETWORK, measured, same_results, tiny_cell, tiny_data

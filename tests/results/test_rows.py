@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.foundations.data import specs
-from ddrobust_nb.training.distilled import DistilledSet, distiller, save_set
+from ddrobust_nb.training.distilled import DistilledSet, save_set
+from ddrobust_nb.training.distiller import distiller
 from ddrobust_nb.training.protocols import PROTOCOLS, protocol_for, recipe_for
 from ddrobust_nb.results.keys import LATER, recipe_fields, attack_config_fields
 from ddrobust_nb.results.rows import (
@@ -281,7 +282,7 @@ def test_which_images_old_rows_are_of(tmp_path):
 
 def test_the_frozen_indices_are_those_of_the_code():
     from ddrobust_nb.attacks.robustness import attacked_index
-    from ddrobust_nb.foundations.data import load_data
+    from ddrobust_nb.foundations.datasets import load_data
     from ddrobust_nb.results.rows import FIRST_INDEX
 
     digits = load_data("digits")

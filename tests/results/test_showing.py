@@ -15,19 +15,13 @@ from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
 from ddrobust_nb.foundations.core import InputError
+from ddrobust_nb.grid import notebook as notebook_module
 from ddrobust_nb.grid import run as run_module
 from ddrobust_nb.grid.plan import plan_grid
-from ddrobust_nb.grid.run import (
-    UNSHOWN,
-    Outcome,
-    first_unshown,
-    has_rows,
-    is_done,
-    run_grid,
-    run_notebook,
-    run_one,
-)
-from ddrobust_nb.grid.status import rows_of_plan, standing, state_of
+from ddrobust_nb.grid.notebook import UNSHOWN_FILE, first_unshown, has_rows, is_done, run_notebook, run_one
+from ddrobust_nb.grid.run import GridOutcome, run_grid
+from ddrobust_nb.grid.status import cell_state, status_line
+from ddrobust_nb.grid.tables import rows_of_plan
 from ddrobust_nb.results import showing
 from ddrobust_nb.results.rows import read_results
 from ddrobust_nb.results.showing import NotShown, as_display, reason, show_or_say, text_or_say
@@ -140,7 +134,7 @@ def test_the_command_ends_with_what_became_of_the_cells(user, tmp_path, monkeypa
 
     plan = plan_grid([dict(method="random", ipc=1)], store=tmp_path / "store", device="cpu")
     monkeypatch.setattr(
-        module, "run_grid", lambda plan, machines: Outcome(plan, {0: "done"}, {}, {0: "a note"})
+        module, "run_grid", lambda plan, machines: GridOutcome(plan, {0: "done"}, {}, {0: "a note"})
     )
     monkeypatch.setattr(module, "rows_of_plan", lambda plan: [None])
     with pytest.warns(NotShown, match="the table could not be shown"):
@@ -391,17 +385,17 @@ def test_what_was_not_shown_is_mended_by_the_next_run(make, what, user, tmp_path
             and "touched" not in said["note"]
             and execute.times == times
         )
-        assert (c.out / UNSHOWN).is_file() and has_rows(c.out) and not is_done(c.out)
+        assert (c.out / UNSHOWN_FILE).is_file() and has_rows(c.out) and not is_done(c.out)
         assert (
-            state_of(c, plan.store) == ("done", said["note"])
-            and standing(plan) == "1 done"
+            cell_state(c, plan.store) == ("done", said["note"])
+            and status_line(plan) == "1 done"
             and rows_of_plan(plan) == []
         )
     assert run(wait=True)["note"] == said["note"] and execute.times == 2, (
         "what another run has just left is not executed again"
     )
-    run_module.write_failure(c.out, "RuntimeError: out of memory")
-    assert state_of(c, plan.store)[0] == "done" and "out of memory" in state_of(c, plan.store)[1], (
+    notebook_module.write_failure(c.out, "RuntimeError: out of memory")
+    assert cell_state(c, plan.store)[0] == "done" and "out of memory" in cell_state(c, plan.store)[1], (
         "the last attempt is what is said"
     )
     monkeypatch.setattr("papermill.execute_notebook", execute := shows(WELL, c.out))
@@ -409,7 +403,7 @@ def test_what_was_not_shown_is_mended_by_the_next_run(make, what, user, tmp_path
     assert is_done(c.out) and sorted(p.name for p in c.out.iterdir()) == ["results.json", "run_cell.ipynb"], (
         "the mark is gone"
     )
-    assert state_of(c, plan.store) == ("done", "") and run()["state"] == "done" and execute.times == 1
+    assert cell_state(c, plan.store) == ("done", "") and run()["state"] == "done" and execute.times == 1
 
 
 def test_a_grid_executes_a_cell_with_a_mark_once(tmp_path, monkeypatch):
@@ -418,20 +412,20 @@ def test_a_grid_executes_a_cell_with_a_mark_once(tmp_path, monkeypatch):
         c.out.mkdir(parents=True)
         for name in ("run_cell.ipynb", "results.json"):
             (c.out / name).write_text("[]")
-    (plan.cells[1].out / UNSHOWN).write_text('{"line": "robustness could not be shown (ValueError)"}')
+    (plan.cells[1].out / UNSHOWN_FILE).write_text('{"line": "robustness could not be shown (ValueError)"}')
     given = []
     monkeypatch.setattr(run_module, "_run", lambda outcome, todo, *rest: given.append(todo))
     run_grid(plan)
     assert given == [[1]]
-    (plan.cells[0].out / UNSHOWN).write_text("damaged")
-    assert "cannot be read" in state_of(plan.cells[0], plan.store)[1] and not is_done(plan.cells[0].out)
+    (plan.cells[0].out / UNSHOWN_FILE).write_text("damaged")
+    assert "cannot be read" in cell_state(plan.cells[0], plan.store)[1] and not is_done(plan.cells[0].out)
 
 
 def test_a_full_disk_does_not_hide_what_was_not_shown(user, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_module, "write_json", full)
+    monkeypatch.setattr(notebook_module, "write_json", full)
     monkeypatch.setattr("papermill.execute_notebook", shows(displayed(half_drawn), tmp_path))
     said = run_notebook("run_cell.ipynb", {}, tmp_path)
     assert (
@@ -471,22 +465,22 @@ def test_what_a_grid_says_of_it(tmp_path):
     for c in plan.cells:
         c.out.mkdir(parents=True)
     (first.out / "results.json").write_text("[]")
-    assert state_of(first, plan.store) == (
+    assert cell_state(first, plan.store) == (
         "done",
         "the rows are there, the notebook stopped after them (it was interrupted): the next run mends it from the store",
     )
-    run_module.write_failure(first.out, "ValueError: negative")
-    run_module.write_failure(second.out, "ValueError: negative")
+    notebook_module.write_failure(first.out, "ValueError: negative")
+    notebook_module.write_failure(second.out, "ValueError: negative")
     assert (
-        state_of(first, plan.store)[0] == "done"
-        and "(ValueError: negative)" in state_of(first, plan.store)[1]
+        cell_state(first, plan.store)[0] == "done"
+        and "(ValueError: negative)" in cell_state(first, plan.store)[1]
     )
     assert (
-        state_of(second, plan.store) == ("failed", "ValueError: negative")
-        and standing(plan) == "1 done, 1 failed"
+        cell_state(second, plan.store) == ("failed", "ValueError: negative")
+        and status_line(plan) == "1 done, 1 failed"
     )
     assert rows_of_plan(plan) == []
-    outcome = Outcome(plan, {0: "done", 1: "failed"}, {1: "E"}, {0: "N"})
+    outcome = GridOutcome(plan, {0: "done", 1: "failed"}, {1: "E"}, {0: "N"})
     assert "N" in outcome._repr_html_() and "E" in outcome._repr_html_()
 
 
@@ -563,7 +557,7 @@ def test_a_real_cell_at_both_ends_and_its_notebook_mended(tmp_path, monkeypatch)
             and ("could not be kept" in said.get("note", "")) == obstacle
             and not (out / "failed.json").exists()
         )
-        assert is_done(out) != obstacle and (out / UNSHOWN).exists() == obstacle
+        assert is_done(out) != obstacle and (out / UNSHOWN_FILE).exists() == obstacle
         outputs = [
             o for c in json.loads((out / "run_cell.ipynb").read_text())["cells"] for o in c.get("outputs", [])
         ]

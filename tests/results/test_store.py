@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.foundations.data import dataset
-from ddrobust_nb.results.plan import VERSIONS, plan_cell, run_stages
+from ddrobust_nb.results.cell_rows import run_stages
+from ddrobust_nb.results.keys import VERSIONS
+from ddrobust_nb.results.plan import plan_cell
 from ddrobust_nb.results.store import (
     DamagedArtefact,
     Store,

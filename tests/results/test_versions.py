@@ -17,13 +17,13 @@ PACKAGE, RECORD = HERE.parents[1] / "ddrobust_nb", HERE / "stage_versions.json"
 ROOTS = dict(
     expert=["distillers.mtt.train_expert", "distillers.mtt.expert_configs"],
     teacher=["distillers.sre2l.squeeze", "distillers.sre2l.teacher_config"],
-    distil=["results.plan.distil_cell"],
-    train=["results.plan.train_one"],
-    attack=["results.plan.attack_one", "results.plan.load_checkpoint"],
+    distil=["results.stages.distil_cell"],
+    train=["results.stages.train_one"],
+    attack=["results.stages.attack_one", "results.stages.load_checkpoint"],
 )
 ASIDE = (
     "results.store.",
-    "results.plan.VERSIONS",
+    "results.keys.VERSIONS",
     "foundations.core.progress",
     "foundations.core.Autosave",
     "foundations.core.InputError",
@@ -164,7 +164,7 @@ class Code:
         }
 
     def versions(self):
-        ((_, node),) = self.nodes["results.plan.VERSIONS"]
+        ((_, node),) = self.nodes["results.keys.VERSIONS"]
         return ast.literal_eval(node.value)
 
 
@@ -223,7 +223,7 @@ def complaint(stage, was, new, same_results=False):
         return ""
     return (
         f"the code behind stage {stage} changed, its version ({was['version']}) did not: {', '.join(changed)}.\n"
-        f"If any result can change: raise {stage} in VERSIONS (nbs/results/50_plan.ipynb), export, then `python tests/results/test_versions.py --record`.\n"
+        f"If any result can change: raise {stage} in VERSIONS (nbs/results/15_keys.ipynb), export, then `python tests/results/test_versions.py --record`.\n"
         f"If provably none can (a refactoring): `python tests/results/test_versions.py --record --same-results`."
     )
 
@@ -299,7 +299,7 @@ def test_what_a_stage_depends_on():
         <= found["distil"]
     )
     assert (
-        training | {"results.plan._write_model", "training.fit._finish", "foundations.data.test_subset"}
+        training | {"results.stages._write_model", "training.fit._finish", "foundations.data.test_subset"}
         <= found["train"]
     )
     assert {
@@ -369,9 +369,9 @@ def copy(tmp_path):
 
 def test_words_do_not_matter(copy):
     _, _, edit, failing = copy
-    edit("train", '"Learning rate in one epoch"', '"The rate"')
-    edit("train", "epoch:int,  # From 0", "epoch,  # Counted from nought")
-    edit("core", "is not on this machine", "is elsewhere")
+    edit("training/fit", '"Learning rate in one epoch"', '"The rate"')
+    edit("training/fit", "epoch: int,  # From 0", "epoch,  # Counted from nought")
+    edit("foundations/core", "is not on this machine", "is elsewhere")
     edit("results/report", "def spread(values) -> str:", "def spread(values, unused=0) -> str:")
     assert failing() == {}
 
@@ -379,26 +379,26 @@ def test_words_do_not_matter(copy):
 @pytest.mark.parametrize(
     "module, old, new, stages",
     [
-        ("train", "0.9\n", "0.8\n", "expert teacher distil train"),
+        ("training/fit", "momentum: float = 0.9\n", "momentum: float = 0.8\n", "expert teacher distil train"),
         (
-            "train",
+            "training/fit",
             'generator(seed, "order", epoch)',
             'generator(seed, "orders", epoch)',
             "expert teacher distil train",
         ),
         (
-            "augment",
+            "foundations/augment",
             "return x + per_image(shift, x)",
             "return x - per_image(shift, x)",
             "expert teacher distil train",
         ),
         ("distillers/dm", ".mean(1)", ".sum(1)", "distil"),
-        ("distillers/dm", "momentum:float=0.5", "momentum:float=0.4", "distil"),
+        ("distillers/dm", "momentum: float = 0.5", "momentum: float = 0.4", "distil"),
         ("attacks/pgd", ".sign()", ".tanh()", "attack"),
         ("attacks/attack", "queries=300", "queries=301", "attack"),
-        ("networks", "nn.AvgPool2d(2)", "nn.AvgPool2d(3)", "expert teacher distil train attack"),
-        ("core", '"/".join', '"-".join', "expert teacher distil train attack"),
-        ("results/plan", 'folder/"right.safetensors"', 'folder/"flags.safetensors"', "train"),
+        ("foundations/networks", "nn.AvgPool2d(2)", "nn.AvgPool2d(3)", "expert teacher distil train attack"),
+        ("foundations/core", '"/".join', '"-".join', "expert teacher distil train attack"),
+        ("results/stages", 'folder / "right.safetensors"', 'folder / "flags.safetensors"', "train"),
     ],
 )
 def test_a_change_is_noticed_where_it_counts(module, old, new, stages, copy):
@@ -419,9 +419,9 @@ def test_recording(copy):
         write(package, record)
     assert record.read_text() == before
     versions = now(package)
-    cell = (package / "results" / "cell.py").read_text(encoding="utf-8")
+    cell = (package / "results" / "keys.py").read_text(encoding="utf-8")
     raised = {s: n["version"] + (s == "attack") for s, n in versions.items()}
-    (package / "results" / "cell.py").write_text(
+    (package / "results" / "keys.py").write_text(
         "\n".join(
             f"VERSIONS = {raised!r}" if line.startswith("VERSIONS = ") else line for line in cell.splitlines()
         ),
@@ -429,7 +429,7 @@ def test_recording(copy):
     )
     assert "--record" in failing()["attack"] and set(failing()) == {"attack"}
     assert write(package, record)["attack"][0] == raised["attack"] and failing() == {}
-    (package / "results" / "cell.py").write_text(cell, encoding="utf-8")
+    (package / "results" / "keys.py").write_text(cell, encoding="utf-8")
     with pytest.raises(SystemExit, match="never used again"):
         write(package, record)
     with pytest.raises(SystemExit, match="never used again"):
@@ -438,9 +438,9 @@ def test_recording(copy):
 
 def test_a_refactoring_says_so(copy):
     package, record, edit, failing = copy
-    edit("train", "def lr_at(", "def unused(): pass\n\ndef lr_at(")
+    edit("training/fit", "def lr_at(", "def unused(): pass\n\ndef lr_at(")
     assert failing() == {}
-    edit("train", "momentum: float = 0.9", "momentum: float = 9 / 10")
+    edit("training/fit", "momentum: float = 0.9", "momentum: float = 9 / 10")
     with pytest.raises(SystemExit, match="same-results"):
         write(package, record)
     write(package, record, same_results=True)
@@ -450,7 +450,7 @@ def test_a_refactoring_says_so(copy):
 def test_a_new_distiller_is_recorded_but_changes_nothing(copy):
     package, record, edit, failing = copy
     (package / "distillers" / "new.py").write_text(
-        "from ..distilled import distiller, random\n\n@distiller\ndef new(data, ipc, *, seed=0): return random(data, ipc, seed=seed)\n"
+        "from ..training.distilled import distiller, random\n\n@distiller\ndef new(data, ipc, *, seed=0): return random(data, ipc, seed=seed)\n"
     )
     assert list(failing()) == ["distil"] and "VERSIONS" not in failing()["distil"]
     write(package, record)

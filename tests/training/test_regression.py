@@ -11,7 +11,7 @@ import torch
 
 from ddrobust_nb.attacks.robustness import evaluate
 from ddrobust_nb.attacks.attack import PARTS, AttackConfig, parse_attacks
-from ddrobust_nb.foundations.data import load_data
+from ddrobust_nb.foundations.datasets import load_data
 from ddrobust_nb.foundations.networks import make_network
 
 HERE = Path(__file__).parent

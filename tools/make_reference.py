@@ -18,7 +18,8 @@ from ddrobust_nb.training.distilled import save_set
 from ddrobust_nb.results.cell_rows import run_stages
 from ddrobust_nb.results.plan import plan_cell
 from ddrobust_nb.results.stages import distil_cell
-from ddrobust_nb.results.rows import read_results, write_results
+from ddrobust_nb.results.reading import read_results
+from ddrobust_nb.results.rows import write_results
 from ddrobust_nb.results.store import write_json
 
 SETS = Path(__file__).parent.parent / "nbs" / "sets"

@@ -10,13 +10,13 @@ import torch
 from ..foundations.core import InputError, check_int, derive_seed, generator, pick_device
 from ..foundations.data import Data, as_pixels
 from ..foundations.networks import uses_batch_statistics
-from ..foundations.predict import check_eval, image_type, left_alone
+from ..foundations.predict import check_eval, input_dtype, preserve_state
 from ..training.distilled import DistilledSet
 from ..training.distiller import RANDOM, WHOLE, balanced, distiller
 from ..training.fit import Recipe, fit
 
 # %% ../../nbs/distillers/05_baselines.ipynb #c053
-@distiller(label="random", title="Random real images", network=None, colour="#888888", marker="X")
+@distiller(label="random", title="Random real images", network=None)
 def random(
     data: Data,
     ipc: int,  # Images per class
@@ -105,10 +105,10 @@ def embed(
             "batch norm without running statistics mixes the images of a pass, and features are taken in several passes: use a network that keeps them"
         )
     features, takes = [], None
-    with left_alone(net):
+    with preserve_state(net):
         for i in range(0, len(images), batch):
             x = as_pixels(images[i : i + batch]).to(device)
-            takes = takes or image_type(net, x)
+            takes = takes or input_dtype(net, x)
             features.append(net.body.embed(net.normalise(x.to(takes))))
     return torch.cat(features)
 
@@ -164,7 +164,7 @@ def herding(
     )
 
 # %% ../../nbs/distillers/05_baselines.ipynb #c070
-@distiller(label="Whole", title="The whole training set", network=None, colour="#000000", marker="_")
+@distiller(label="Whole", title="The whole training set", network=None)
 def whole(
     data: Data,
     ipc=None,  # Not used

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.meta import delegates
 from torch.func import functional_call, grad, grad_and_value, vmap
-from ..foundations.bands import check_frequency, steer, wished
+from ..foundations.bands import check_frequency, steer, frequency_entry
 from ..foundations.data import Data, as_pixels
 from .baselines import random
 from ..training.distilled import DistilledSet
@@ -312,7 +312,7 @@ def matching(
         lr_net=lr_net,
         init=init,
         distance=distance,
-    ) | wished(frequency)
+    ) | frequency_entry(frequency)
     run = _Matching(data, ipc, config, seed, pick_device(device), pair, each)
     start, autosave = run.load(state), Autosave(save)
     with progress(iterations * outer, f"{method} ipc {ipc}", start) as bar, full_precision():
@@ -492,8 +492,6 @@ def passes_of_matching(options: dict, classes: int, ipc: int, n_train: int) -> f
     title="Dataset Condensation with gradient matching",
     check=check_gradient_matching,
     passes=passes_of_matching,
-    colour="#E69F00",
-    marker="o",
 )
 @delegates(matching, but=["pair", "each"])
 def dc(

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 from ..foundations.augment import parse_strategy, strategy_for
-from ..foundations.bands import check_frequency, steer, wished
+from ..foundations.bands import check_frequency, steer, frequency_entry
 from ..foundations.data import Data
 from ..training.distilled import DistilledSet
 from ..training.distiller import balanced, distiller
@@ -111,8 +111,6 @@ def passes_of_dm(options: dict, classes: int, ipc: int, n_train: int) -> float:
     check=check_dm,
     passes=passes_of_dm,
     revision=revision_of_dm,
-    colour="#009E73",
-    marker="^",
 )
 def dm(
     data: Data,
@@ -142,7 +140,7 @@ def dm(
         momentum=momentum,
         init=init,
         augment=strategy,
-    ) | wished(frequency)
+    ) | frequency_entry(frequency)
     z = (
         start_images(data, ipc, init, seed, make_network(network, data.spec).normalise)
         .to(device)

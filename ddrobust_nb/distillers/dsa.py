@@ -14,7 +14,7 @@ from fastcore.meta import delegates
 from ddrobust_nb.foundations.augment import (
     apply_dsa,
     draw_dsa,
-    dsa as augmented,
+    augment_dsa as augmented,
     parse_strategy,
     strategy_for,
 )
@@ -63,8 +63,6 @@ def check_dsa(data: Data, ipc: int, network: str, *, augment: str, **options):
     title="Differentiable Siamese Augmentation",
     check=check_dsa,
     passes=passes_of_matching,
-    colour="#56B4E9",
-    marker="s",
 )
 @delegates(dc)
 def dsa(

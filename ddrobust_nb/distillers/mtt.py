@@ -33,7 +33,7 @@ from fastcore.meta import delegates
 from safetensors import safe_open
 from torch.func import functional_call, grad, jvp
 from ..foundations.augment import apply_dsa, draw_dsa, parse_strategy, strategy_for
-from ..foundations.bands import check_frequency, steer, wished
+from ..foundations.bands import check_frequency, steer, frequency_entry
 from ..foundations.data import Data
 from ..training.distilled import DistilledSet
 from ..training.distiller import Prerequisite, balanced, class_balanced, distiller, prepare
@@ -517,7 +517,7 @@ def match(
         | paths.facts()
         | card
         | dict(network=net.name, augment=strategy, smallest_lr=SMALLEST_LR)
-        | wished(frequency)
+        | frequency_entry(frequency)
     )
     student = Student(
         net.to(device), passes=10 * options.iterations * options.syn_steps * (options.batch_syn or len(y))
@@ -579,8 +579,6 @@ def passes_of_matching_paths(options: dict, classes: int, ipc: int, n_train: int
     check=check_mtt,
     passes=passes_of_matching_paths,
     prerequisites=EXPERTS,
-    colour="#0072B2",
-    marker="D",
 )
 @with_matching_options
 def mtt(

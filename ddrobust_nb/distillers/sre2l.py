@@ -30,7 +30,7 @@ from fastcore.meta import delegates
 from PIL import Image
 from ..foundations.augment import strategy_for
 from ..foundations.views import MIXES, draw_boxes, resized_crop
-from ..foundations.bands import check_frequency, steer, wished
+from ..foundations.bands import check_frequency, steer, frequency_entry
 from ..foundations.data import Data
 from .baselines import random
 from ..training.distilled import DistilledSet
@@ -423,8 +423,6 @@ def passes_of_recovery(options: dict, classes: int, ipc: int, n_train: int) -> f
     prerequisites=TEACHER,
     network="ResNet18",
     relabels=True,
-    colour="#CC79A7",
-    marker="P",
 )
 def sre2l(
     data: Data,
@@ -497,7 +495,7 @@ def sre2l(
         "sre2l",
         ipc,
         seed,
-        {"network": name, **own, **wished(frequency)},
+        {"network": name, **own, **frequency_entry(frequency)},
         teacher=how,
     )
 

@@ -52,8 +52,6 @@ def check_tesla(data: Data, ipc: int, network: str, *, gradient: str, labels: st
     check=check_tesla,
     passes=passes_of_matching_paths,
     prerequisites=EXPERTS,
-    colour="#D55E00",
-    marker="v",
 )
 @with_matching_options
 def tesla(

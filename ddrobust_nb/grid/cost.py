@@ -17,8 +17,7 @@ from math import ceil
 
 import pandas as pd
 import torch
-from ..attacks.robustness import parts_of, work_per_survivor
-from ..attacks.attack import together
+from ..attacks.robustness import groups_to_run, work_per_survivor
 from ..training.distiller import WHOLE, distiller
 from .plan import Plan
 from ..foundations.networks import count_parameters, make_network
@@ -73,9 +72,7 @@ def attack_passes(cell: Cell, configs) -> float:
 
 def attack_groups(configs) -> list:
     "Threats in the groups that are run at once, without AutoAttack where its parts are run anyway"
-    return together(
-        [t for t in configs if t.attack != "autoattack" or not all(p in configs for p in parts_of(t))]
-    )
+    return groups_to_run(configs)
 
 # %% ../../nbs/grid/20_cost.ipynb #c011
 def seconds_per_pass(

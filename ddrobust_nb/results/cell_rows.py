@@ -28,16 +28,16 @@ from torchvision.models import ResNet18_Weights
 import ddrobust_nb
 from ..attacks.metrics import carry_over_eps, drop_rate
 from ..attacks.robustness import Evaluation, attacked_index
-from ..attacks.attack import AttackConfig, installed_version
+from ..attacks.attack import AttackConfig, find_attack, installed_version
 from ..foundations.datasets import load_data
 from ..training.distilled import DistilledSet, save_set
 from ..training.distiller import RANDOM, WHOLE, distiller, uses_network
 from .keys import VERSIONS, recipe_fields
 from ddrobust_nb.results.rows import (
     Result,
-    as_hex,
     digest_of,
     digest_of_index,
+    flags_to_hex,
     normal_options,
     normal_recipe,
     write_results,
@@ -96,7 +96,7 @@ def rows_of(cell: Cell, distilled: Distilled, models: list, evaluations: list, c
         for e in own or [nothing]:
             measured = of_attack(e, model, carried_over(e, own)) if e.config else without_attack(e, model)
             key = attack_key(cell, model.key, e.config) if e.config else model.key
-            warnings = tuple(c.code for c in said if not c.ok)
+            warnings = tuple(str(c.code) for c in said if not c.ok)
             rows.append(Result(**common, **measured, warnings=warnings, key=key))
     return rows
 
@@ -205,8 +205,8 @@ def of_attack(e: Evaluation, model: Trained, carry: float) -> dict:
         random_start=t.random_start if t.alpha else None,
         n=len(e.index),
         index_digest=digest_of_index(e.index),
-        flags=as_hex(e.flags),
-        clean_flags=as_hex(right),
+        flags=flags_to_hex(e.flags),
+        clean_flags=flags_to_hex(right),
         clean_n=clean_n,
         robust=e.robust,
         drop_rate=drop_rate(clean_n, e.robust),
@@ -234,7 +234,7 @@ def without_attack(e: Evaluation, model: Trained) -> dict:
         drop_rate=None,
         n=len(e.index),
         index_digest=digest_of_index(e.index),
-        clean_flags=as_hex(right),
+        clean_flags=flags_to_hex(right),
         clean_n=right.double().mean().item(),
         gradients=0,
         forwards=0,
@@ -248,7 +248,7 @@ def carried_over(
     others: list,  # Evaluations of the same model
 ) -> float:  # None where there is nothing to carry
     "Accuracy under AutoAttack with carry: broken at this eps or at a smaller one that was evaluated"
-    if not e.config or e.config.attack != "autoattack":
+    if not e.config or not find_attack(e.config.attack).parts:
         return None
     same = [
         o

@@ -31,7 +31,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torchvision.models import ResNet18_Weights
 import ddrobust_nb
-from ..attacks.attack import attack_list
+from ..attacks.attack import attack_list, find_attack, short_label
 from ..foundations.bands import check_frequency
 from ..foundations.data import Data
 from ..foundations.datasets import load_data
@@ -472,10 +472,13 @@ def _teacher_beside(path, key):
 
 
 def _check_threats(configs, data):
-    if data.spec.classes < 4 and any(t.attack in ("apgd-t", "autoattack") for t in configs):
-        raise InputError(
-            f"APGD-T, and so AutoAttack, needs at least 4 classes, {data.spec.name} has {data.spec.classes}: choose other attacks, such as attacks='fgsm@2/255,pgd@2/255@10,fab-t@2/255'"
-        )
+    for config in configs:
+        needed = find_attack(config.attack).min_classes
+        if data.spec.classes < needed:
+            raise InputError(
+                f"{short_label(config.attack)} needs at least {needed} classes, {data.spec.name} has "
+                f"{data.spec.classes}: choose other attacks, such as attacks='fgsm@2/255,pgd@2/255@10,fab-t@2/255'"
+            )
 
 
 def _out_folder(out, store, cell, key):

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torchvision.models import ResNet18_Weights
 import ddrobust_nb
 from ..attacks.checks import attack_checks, model_checks
-from ..attacks.robustness import Evaluation, attacked_index, evaluate
+from ..attacks.robustness import Evaluation, ModelEvaluation, attacked_index
 from ..attacks.attack import AttackConfig
 from ..foundations.data import as_pixels
 from ..foundations.datasets import load_data
@@ -368,30 +368,23 @@ def attack_key(cell: Cell, model: str, config: AttackConfig) -> str:
 # %% ../../nbs/results/55_stages.ipynb #c077
 def attack_one(cell: Cell, model: Trained) -> list:
     "All evaluations of one model, each kept in the store as soon as those it shares work with are finished"
-
-    def keep(configs, work):
-        keys = {t: attack_key(cell, model.key, t) for t in configs}
-        return cached_together(
-            cell.store, "attack", keys, attack_config_fields, work, _write_evaluation, _read_evaluation
-        ).values()
-
-    return evaluate(
-        model.model,
-        cell.data,
-        cell.configs,
-        n_test=cell.n_test,
-        seed=cell.seed,
-        device=cell.device,
-        keep=keep,
+    run = ModelEvaluation(
+        model.model, cell.data, cell.configs, n_test=cell.n_test, seed=cell.seed, device=cell.device
     )
+    for group in run.groups:
+        keys = {config: attack_key(cell, model.key, config) for config in group}
+        found = cached_together(
+            cell.store, "attack", keys, attack_config_fields, run.attack, _write_evaluation, _read_evaluation
+        )
+        run.add(found.values())
+    return run.results()
 
 # %% ../../nbs/results/55_stages.ipynb #c079
 def check_one(cell: Cell, model: Trained, evaluations: list) -> list:
     "The self-checks of one model"
     index = attacked_index(cell.data, cell.n_test)[:1000]
-    eps = min(
-        (e.config.eps for e in evaluations), key=lambda t: AttackConfig("fgsm", t).eps_value, default="2/255"
-    )
+    smallest = min((e.config for e in evaluations), key=lambda config: config.eps_value, default=None)
+    eps = smallest.eps if smallest else "2/255"
     asked = model_checks(
         model.model,
         as_pixels(cell.data.test_images[index]),

@@ -41,8 +41,6 @@ class Registration:
     revision: Callable = None  # revision(data, network, options): a number where results were corrected
     network: str = "auto"  # The network that distils if you name none; None: the method uses no network
     relabels: bool = False  # Whether a teacher labels every view while a student trains
-    colour: str = ""  # In figures; "": one that is free
-    marker: str = ""  # In figures; "": one that is free
 
 # %% ../../nbs/training/15_distiller.ipynb #c012
 @dataclass(frozen=True)

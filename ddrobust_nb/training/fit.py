@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 import torch
 import torch.nn.functional as F
 from ..foundations.data import as_pixels, test_subset
-from ..foundations.augment import crop, dsa, flip, parse_strategy, draw_shifts
+from ..foundations.augment import crop, augment_dsa, flip, parse_strategy, draw_shifts
 from ..foundations.views import MIXES, apply_mix, draw_boxes, draw_mix, mix_labels, resized_crop
 from ..foundations.compiling import compiled
 from ..foundations.networks import make_network
@@ -259,7 +259,7 @@ def _step(run, recipe, images, labels, index, seed):
     x, y = view(x, y, recipe, run.net.spec.classes, generator(seed, "view", run.epoch, run.batch))
     z = run.net.normalise(x)
     if recipe.augment:
-        z = dsa(z, recipe.augment, generator(seed, "augment", run.epoch, run.batch))
+        z = augment_dsa(z, recipe.augment, generator(seed, "augment", run.epoch, run.batch))
     if run.teacher:
         y = run.teacher(run.net.denormalise(z))
     loss = run.objective(z, y)

@@ -21,17 +21,19 @@ from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.foundations.data import image_grid
 from ddrobust_nb.training.distilled import DistilledSet, show_images, show_set
 from ddrobust_nb.frequency.models import HeatMap, plot_bands, plot_heat_map, plot_perturbations
-from ddrobust_nb.frequency.similarity import few
+from ddrobust_nb.frequency.similarity import components_by_svd
 from ddrobust_nb.frequency.spectra import show_spectra
 from ddrobust_nb.grid.leaderboard import standings
 from ddrobust_nb.foundations.networks import make_network
 from ddrobust_nb.results.cell_rows import Finished, rows_of, write_out
 from ddrobust_nb.results.plan import plan_cell
 from ddrobust_nb.results.stages import Distilled, Trained
-from ddrobust_nb.results.compare import draw_table, find_rows, plot_drop_rates
-from ddrobust_nb.results.mixing_run import mixing_table, plot_differences
-from ddrobust_nb.results.report import check_table, footnotes, plot_rows, plot_training, table
-from ddrobust_nb.results.rows import frame, read_results
+from ddrobust_nb.results.compare import find_rows
+from ddrobust_nb.results.drawing import draw_table, plot_drop_rates
+from ddrobust_nb.results.mixing_table import mixing_table, plot_differences
+from ddrobust_nb.results.report import check_table, footnotes, plot_rows, plot_training, results_table
+from ddrobust_nb.results.reading import read_results
+from ddrobust_nb.results.rows import results_frame
 from ddrobust_nb.results.showing import show_or_say
 from ddrobust_nb.training.fit import History
 from test_plan import ROW
@@ -98,7 +100,7 @@ def all_of_it(done, rows, folder):
         and (folder / "figures" / "robustness.png").is_file()
     )
     drawn(plot_training(histories))
-    for make in (lambda: table(rows), lambda: check_table([done]), lambda: standings(rows)):
+    for make in (lambda: results_table(rows), lambda: check_table([done]), lambda: standings(rows)):
         assert "text/html" in show_or_say(make, "a table").data
     assert footnotes(rows)
 
@@ -116,7 +118,7 @@ def test_a_cell_at_the_end(n, clean, right, tmp_path):
     )
     assert {r.drop_rate for r in rows} == {None if not clean else 0.0 if right else 1.0}
     all_of_it(done, rows, done.cell.out)
-    shown = table(rows)
+    shown = results_table(rows)
     none, everything = f"0.0 to {100 * wilson(0, n)[1]:.1f}", f"{100 * wilson(1, n)[0]:.1f} to 100.0"
     assert list(shown["95 % interval"]) == [
         everything if clean else none,
@@ -132,7 +134,7 @@ def test_a_cell_without_attacks(models, clean, tmp_path):
     write_out(done)
     rows = read_results(done.cell.out)
     assert [(r.attack, r.robust, r.drop_rate, r.steps) for r in rows] == [("none", None, None, None)] * models
-    drawn(plot_rows(rows)), table(rows), check_table([done]), standings(rows)
+    drawn(plot_rows(rows)), results_table(rows), check_table([done]), standings(rows)
 
 
 def test_error_bars_are_never_negative():
@@ -193,7 +195,7 @@ def test_images_of_one_value(n, value, channels):
         lambda x: plot_perturbations({"pgd": x}),
     ):
         drawn(f(x) or plt.gcf())
-    assert few(x, 3)._repr_png_().startswith(b"\x89PNG") and image_grid(x).size[0] == 9 * n - 1
+    assert components_by_svd(x, 3)._repr_png_().startswith(b"\x89PNG") and image_grid(x).size[0] == 9 * n - 1
 
 
 @pytest.mark.parametrize(
@@ -226,7 +228,7 @@ def test_no_images():
         with pytest.raises(InputError, match="at least one image"):
             f(nothing)
     assert "0 images" in repr(DistilledSet(tiny_data().spec, nothing, torch.zeros(0).long()))
-    assert few(img(1), 0)._repr_png_() is None
+    assert components_by_svd(img(1), 0)._repr_png_() is None
 
 
 @pytest.mark.parametrize("error", (0.0, 1.0, float("nan")))
@@ -293,7 +295,7 @@ def test_rows_at_the_ends(n, models, clean, robust):
     ]
     (
         drawn(plot_rows(rows)),
-        table(rows),
+        results_table(rows),
         footnotes(rows),
         standings(rows),
         check_table([SimpleNamespace(cell=None, models=[], checks=[])]),
@@ -347,7 +349,7 @@ def test_fields_that_may_be_none(rows):
             )
         ]
     )
-    drawn(plot_rows(some)), table(some), footnotes(some), standings(some), frame(some)
+    drawn(plot_rows(some)), results_table(some), footnotes(some), standings(some), results_frame(some)
 
 
 BESIDE = dict(

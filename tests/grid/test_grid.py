@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from ddrobust_nb.foundations.core import InputError
-from ddrobust_nb.grid.command import array_script, command, run_listed
+from ddrobust_nb.grid.command import command
+from ddrobust_nb.grid.slurm import array_script, run_listed
 from ddrobust_nb.grid.cost import estimate_cost, cell_stages
 from ddrobust_nb.grid.leaderboard import check_submission, standings
 from ddrobust_nb.grid.plan import expand_blocks, plan_grid
@@ -35,12 +36,14 @@ from ddrobust_nb.grid.tables import (
     rows_of_plan,
     rows_of_store,
 )
+from ddrobust_nb.attacks.checks import CheckCode
 from ddrobust_nb.results.cell_rows import baseline_cell, run_stages, write_out
 from ddrobust_nb.results.compare import cell_text, find_rows
 from ddrobust_nb.results.lines import lines_of
 from ddrobust_nb.results.paper import paper_results, paper_table
-from ddrobust_nb.results.report import table
-from ddrobust_nb.results.rows import Result, digest_of, normal_recipe, read_results, write_results
+from ddrobust_nb.results.report import results_table
+from ddrobust_nb.results.reading import read_results
+from ddrobust_nb.results.rows import Result, digest_of, normal_recipe, write_results
 from ddrobust_nb.results.store import alone, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -511,10 +514,10 @@ def test_a_report_that_cannot_be_written_stops_nobody(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "write_json", full)
-    said = module.write_failure(tmp_path / "out", "RuntimeError: x")
+    report = module.write_failure(tmp_path / "out", "RuntimeError: x")
     assert (
-        said["state"] == "failed"
-        and said["error"] == "RuntimeError: x (and its report could not be written: No space left on device)"
+        report.state == "failed"
+        and report.error == "RuntimeError: x (and its report could not be written: No space left on device)"
     )
 
 
@@ -680,8 +683,8 @@ def test_bad_machines(tmp_path, wrong, text):
 def test_a_listed_cell_runs(tmp_path):
     plan = plan_grid([dict(TINY, method="random", ipc=1)], store=tmp_path / "store", device="cpu")
     array_script(plan, tmp_path / "g.sh", Machines(engine="slurm"))
-    assert run_listed(tmp_path / "g.cells.json", 0)["state"] == "done" and is_done(plan.cells[0].out)
-    assert run_listed(tmp_path / "g.cells.json", 0)["seconds"] == 0
+    assert run_listed(tmp_path / "g.cells.json", 0).state == "done" and is_done(plan.cells[0].out)
+    assert run_listed(tmp_path / "g.cells.json", 0).seconds == 0
     with pytest.raises(InputError, match="no cell 1"):
         run_listed(tmp_path / "g.cells.json", 1)
 
@@ -725,12 +728,12 @@ def test_random_images_trained_in_two_ways_are_not_averaged(tmp_path):
             tmp_path / name,
         )
     students = len({r.seed for r in given})
-    both = table(rows_of_cells([tmp_path / n for n in ("dm", "dsa")]))
+    both = results_table(rows_of_cells([tmp_path / n for n in ("dm", "dsa")]))
     assert "training" not in both and both.query("method == 'random' and attack == 'clean'")[
         "models"
     ].tolist() == [students]
     rows = rows_of_cells([tmp_path / n for n in ("dm", "dsa", "dc")])
-    lines = table(rows).query("attack == 'clean'")
+    lines = results_table(rows).query("attack == 'clean'")
     assert (
         set(lines["models"]) == {students}
         and lines["method"].tolist().count("random") == 2
@@ -748,7 +751,7 @@ def test_random_images_trained_in_two_ways_are_not_averaged(tmp_path):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    "One store with cells that differ in one thing each, run with three epochs and made into finished cells: the plan, and what `ddrobust table` prints of it"
+    "One store with cells that differ in one thing each, run with three epochs and made into finished cells: the plan, and what `ddrobust results_table` prints of it"
     place = tmp_path_factory.mktemp("many")
     for top, colour in (("a", 40), ("b", 200)):  # two folders of one name
         for split, n in (("train", 3), ("test", 3)):
@@ -784,7 +787,7 @@ def test_every_experiment_of_a_grid_has_a_line_of_its_own(many, capsys):
     rows = rows_of_plan(plan)
     assert command(["table", json.dumps(blocks), "--store", str(store), "--device", "cpu"]) == 0
     said = capsys.readouterr().out
-    t = table(rows)
+    t = results_table(rows)
     clean = t[t["attack"] == "clean"]
     described = [
         tuple(line)
@@ -900,6 +903,9 @@ def test_a_submission_is_checked(undisturbed, tmp_path):
     assert "holds no rows" in submit([])[0]
     assert "`strength` says" in submit([replace(rows[0], warnings=("strength",))])[0]
     assert submit([replace(rows[0], warnings=("saturation",))]) == []
+    invented = submit([replace(row, warnings=("saturation", "weak")) for row in rows[:2]])
+    assert len(invented) == 1 and "warnings name weak, but the codes of self-checks are range" in invented[0]
+    assert all(str(code) in invented[0] for code in CheckCode)
 
 
 @pytest.mark.parametrize(

@@ -13,35 +13,29 @@ import torch
 import torch.nn.functional as F
 
 from ddrobust_nb.mixing import mix as mixing
-from ddrobust_nb.foundations.augment import crop, dsa, draw_shifts
+from ddrobust_nb.foundations.augment import crop, augment_dsa, draw_shifts
 from ddrobust_nb.foundations.core import InputError, generator
-from ddrobust_nb.foundations.data import as_pixels, dataset, test_subset as subset_of
+from ddrobust_nb.foundations.data import as_pixels, test_subset as subset_of
+from ddrobust_nb.foundations.datasets import dataset
 from ddrobust_nb.distillers.baselines import random
 from ddrobust_nb.training.distilled import save_set
 from ddrobust_nb.mixing.mix import (
     MIX_VERSION,
     card_augment,
-    control,
+    mixing_control,
     mix,
-    mixed_in,
+    distilled_batch,
     mixed_index,
     mixing_recipe,
-    share,
+    distilled_share,
     show_batch,
 )
 from ddrobust_nb.foundations.networks import Normalise, make_network
-from ddrobust_nb.results.mixing_run import (
-    PARAMETERS,
-    mix_one,
-    mixed_sets,
-    mixing_rows,
-    mixing_table,
-    paper_mixing,
-    plan_mixing,
-    plot_differences,
-)
-from ddrobust_nb.results.report import table
-from ddrobust_nb.results.rows import Result, digest_of, frame, read_results
+from ddrobust_nb.results.mixing_run import MIXING_PARAMETERS, train_mixed, mixed_sets, plan_mixing
+from ddrobust_nb.results.mixing_table import mixing_rows, mixing_table, paper_mixing, plot_differences
+from ddrobust_nb.results.report import results_table
+from ddrobust_nb.results.reading import read_results
+from ddrobust_nb.results.rows import Result, digest_of, results_frame
 from ddrobust_nb.training.fit import Recipe, batches, fit
 from test_device import waits
 from test_run_cell import NBS, cells, command, environment, finished, source, tagged
@@ -113,7 +107,7 @@ def test_every_batch_has_the_ratio(data, dset, batches_seen):
     [(128, 128, 16, 16), (80, 128, 16, 10), (16, 128, 16, 2), (3, 128, 16, 0), (7, 8, 24, 21), (1, 1, 5, 5)],
 )
 def test_share(n, n_real, n_distilled, want):
-    assert share(n, n_real, n_distilled) == want
+    assert distilled_share(n, n_real, n_distilled) == want
 
 
 @pytest.mark.parametrize("n, count", [(10, 3), (10, 10), (10, 16), (10, 25), (100, 16), (1, 4)])
@@ -160,7 +154,7 @@ def test_a_batch_by_hand(data, dset, monkeypatch):
                 *draw_shifts(len(index), -2, 2, generator(0, "view", epoch, b)),
             )
             first = epoch * 10 + b * 2
-            z = dsa(
+            z = augment_dsa(
                 normalise(dset.images[mixed_index(6, first, 2, 0)]),
                 STRATEGY,
                 generator(0, "mixed view", first),
@@ -252,7 +246,7 @@ def test_a_version_rises_with_the_code():
 
 
 def test_no_loop_waits_for_the_device():
-    hot = {"_add_distilled", "mixed_in", "mixed_index", "joined", "share"}
+    hot = {"_add_distilled", "distilled_batch", "mixed_index", "join_labels", "distilled_share"}
     tree = ast.parse(Path(mixing.__file__).read_text(encoding="utf-8"))
     functions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name in hot]
     assert {f.name for f in functions} == hot and not waits("\n".join(map(ast.unparse, functions)), "mixing")
@@ -311,7 +305,7 @@ def test_augmentation_of_the_card(dset):
     with pytest.raises(InputError, match="did you mean 'flip'"):
         card_augment(dset, "flipp")
     normalise = Normalise((0.5,) * 3, (0.25,) * 3)
-    z, y = mixed_in(dset.images, dset.labels, 3, 5, "", 0, normalise)
+    z, y = distilled_batch(dset.images, dset.labels, 3, 5, "", 0, normalise)
     assert torch.equal(z, normalise(dset.images[mixed_index(6, 3, 5, 0)])) and len(y) == 5
 
 
@@ -319,19 +313,21 @@ def test_augmentation_of_the_card(dset):
 
 
 def test_the_control_has_as_many_real_images(data, dset):
-    chance = control(data, dset, seed=3)
+    chance = mixing_control(data, dset, seed=3)
     assert (
         len(chance) == len(dset)
         and torch.equal(chance.images, random(data, 2, seed=3).images)
         and card_augment(chance) == STRATEGY
     )
     assert (
-        card_augment(control(data, dset, augment="crop")) == "crop"
-        and card_augment(control(data, replace(dset, config={}))) == ""
+        card_augment(mixing_control(data, dset, augment="crop")) == "crop"
+        and card_augment(mixing_control(data, replace(dset, config={}))) == ""
     )
     assert not same(run(data, dset), run(data, chance))
     with pytest.raises(InputError, match="smallest class"):
-        control(data, replace(dset, images=dset.images.repeat(9, 1, 1, 1), labels=dset.labels.repeat(9)))
+        mixing_control(
+            data, replace(dset, images=dset.images.repeat(9, 1, 1, 1), labels=dset.labels.repeat(9))
+        )
 
 
 # ---- what is refused
@@ -473,7 +469,7 @@ def test_sets_of_a_run(data, dset, enrolled, tmp_path):
 def test_networks_are_kept_by_all_that_decides_them(enrolled, tmp_path):
     def key(sets="none,random", part=1, seed=0, **change):
         planned = plan_mixing(**SMALL | dict(sets=sets, epochs=1, ipc=2, store=str(tmp_path)) | change)
-        return mix_one(planned, mixed_sets(planned)[part], seed).key
+        return train_mixed(planned, mixed_sets(planned)[part], seed).key
 
     first = key()
     assert (
@@ -660,7 +656,7 @@ def test_trainings_of_one_text_are_told_apart(change, says):
     "Never averaged, never of one text, and each set has the `none` of its own training"
     rows = two(change, protocol="mixing: a")
     rows[3] = replace(rows[3], clean=0.7)
-    for given in (rows, frame(rows)):
+    for given in (rows, results_frame(rows)):
         t = mixing_table(given)
         assert (
             len(t) == 8
@@ -699,7 +695,7 @@ def test_labels_of_distilled_images_and_looking_make_no_training():
 def test_measures_of_one_text_are_told_apart(change, says):
     rows = two(change)
     rows[3] = replace(rows[3], robust=0.4)
-    for given in (rows, frame(rows)):
+    for given in (rows, results_frame(rows)):
         t = mixing_table(given)
         attacked = t[t["measured"] != "clean"]
         assert (
@@ -723,7 +719,7 @@ def test_measures_of_one_text_are_told_apart(change, says):
 def test_sizes_are_compared_as_numbers(change):
     rows = two({})[:2]
     rows[1] = replace(rows[1], **change)
-    for given in (rows, frame(rows)):
+    for given in (rows, results_frame(rows)):
         t = mixing_table(given)
         assert t["measured"].tolist() == ["clean", "PGD, 10 steps, eps 2/255"] * 2 and t[
             "less none, points"
@@ -786,7 +782,7 @@ def test_a_model_counts_once():
 
 def test_a_fact_that_is_missing_is_called_none():
     fgsm = row("dm", 0, 0.5, 0.2, attack="fgsm", steps=None)
-    for rows in ([fgsm, replace(fgsm, steps=1)], frame([fgsm, replace(fgsm, steps=1)])):
+    for rows in ([fgsm, replace(fgsm, steps=1)], results_frame([fgsm, replace(fgsm, steps=1)])):
         assert mixing_table(rows)["measured"].tolist() == [
             "clean",
             "FGSM, eps 2/255, steps none",
@@ -838,7 +834,7 @@ def test_parameters_of_the_notebook_are_those_of_the_package():
         n.target.id if isinstance(n, ast.AnnAssign) else n.targets[0].id: ast.literal_eval(n.value)
         for n in ast.parse(source(cell)).body
     }
-    assert found == PARAMETERS and list(found) == list(PARAMETERS)
+    assert found == MIXING_PARAMETERS and list(found) == list(MIXING_PARAMETERS)
     assert all(len(line.split("  # ", 1)[1]) > 15 for line in source(cell).splitlines())
 
 
@@ -908,7 +904,7 @@ def test_run_mixing(tmp_path):
             500,
             "cpu",
         )
-    assert len(table(rows)) == 3 * 4 and len(mixing_table(rows)) == 3 * 4
+    assert len(results_table(rows)) == 3 * 4 and len(mixing_table(rows)) == 3 * 4
     assert {p.name for p in (tmp_path / "out ü").iterdir()} == {
         "results.json",
         "flags.safetensors",
@@ -929,7 +925,7 @@ def test_run_mixing(tmp_path):
         | {n: str(values[n]) for n in ("store", "out")}
         | dict(sets=values["sets"].replace("sets/", f"{NBS}/sets/"))
     )
-    models = [mix_one(again, p, s) for p in mixed_sets(again) for s in (300, 301)]
+    models = [train_mixed(again, p, s) for p in mixed_sets(again) for s in (300, 301)]
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "störe").rglob("*") if p.is_file()} == kept, (
         "all from the store"
     )

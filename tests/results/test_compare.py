@@ -14,27 +14,30 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from ddrobust_nb.attacks.metrics import wilson
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.results.compare import (
-    FIGURES,
     MARKS,
-    STYLES,
     beside_paper,
-    compared,
-    draw_table,
+    difference_table,
     drop_rates,
-    files_of,
     find_rows,
+    notes_on,
+    page_rows,
+    setting_label,
+    describe_rows,
+    printed_layout,
+)
+from ddrobust_nb.results.drawing import (
+    FIGURES,
+    draw_table,
+    files_of,
     keep_figure,
     keep_table,
     kind_of,
-    notes_on,
-    page_rows,
     plot_drop_rates,
-    setting_label,
-    told,
-    wide,
 )
-from ddrobust_nb.results.paper import DATASETS, METHODS, paper_drop_rates, paper_table
+from ddrobust_nb.results.paper import PAPER_DATASET_NAMES, PAPER_METHOD_NAMES, paper_drop_rates, paper_table
 from ddrobust_nb.results.rows import Result, write_results
+from ddrobust_nb.results.styles import method_label
+from ddrobust_nb.results.styles import method_styles
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "nbs" / "analysis").glob("*.ipynb"))
@@ -317,21 +320,26 @@ def test_a_reduced_run_is_never_shown_as_the_papers(plant, rows, card):
 def test_a_whole_run_has_no_mark(plant):
     assert cell(beside_paper(paper_table("I"), plant(*five(), card=CARD)))["mark"] == ""
     beside = beside_paper(paper_table("I"), plant(*five(), card=CARD))
-    assert wide(beside).loc[("DM", "1"), ("CIFAR-10", "PGD 2/255, 10 steps")] == "18.20 | 22.00 ± 1.58"
+    assert (
+        printed_layout(beside).loc[("DM", "1"), ("CIFAR-10", "PGD 2/255, 10 steps")] == "18.20 | 22.00 ± 1.58"
+    )
 
 
 def test_quick_is_marked_wherever_it_is_shown(plant):
     rows = plant(*five(protocol="quick", select="last", n=200))
     beside = beside_paper(paper_table("I"), rows)
-    assert wide(beside).loc[("DM", "1"), ("CIFAR-10", "PGD 2/255, 10 steps")] == "18.20 | 22.00 ± 1.58 q"
-    assert list(compared(beside)["ours %"].str[-2:]) == [" q", " q"]
+    assert (
+        printed_layout(beside).loc[("DM", "1"), ("CIFAR-10", "PGD 2/255, 10 steps")]
+        == "18.20 | 22.00 ± 1.58 q"
+    )
+    assert list(difference_table(beside)["ours %"].str[-2:]) == [" q", " q"]
     assert (
         any(MARKS["q"] in note for note in notes_on(beside)) and "2 of protocol quick" in notes_on(beside)[1]
     )
     fig = plot_drop_rates(beside_paper(*drop_rates(paper_table("I"), rows)).query("attack == 'pgd'"), "PGD")
     assert "ours (quick)" in [t.get_text() for t in fig.legends[0].get_texts()]
     plt.close(fig)
-    assert "Quick" in told(rows)
+    assert "Quick" in describe_rows(rows)
 
 
 def test_table_3_compares_at_the_true_eps(plant):
@@ -358,7 +366,7 @@ def test_table_3_compares_at_the_true_eps(plant):
         True,
     )
     assert cell(beside_paper(paper_table("XVII"), rows), **auto, eps_255=2.0)["ours"] == pytest.approx(0.2)
-    table = wide(beside_paper(paper_table("III"), rows))
+    table = printed_layout(beside_paper(paper_table("III"), rows))
     assert (
         table.loc[("ImageNette", "1"), "AutoAttack 1/255"].startswith("29.40*")
         and table.loc[("ImageNette", "1"), "AutoAttack 2/255"] == ""
@@ -374,17 +382,17 @@ def test_no_rows():
     assert (
         len(rows) == 0
         and rows.attrs["places"] == {"/nowhere": None}
-        and "No rows of ours" in told(rows)
-        and "no such folder" in told(rows)
+        and "No rows of ours" in describe_rows(rows)
+        and "no such folder" in describe_rows(rows)
     )
     for name in ACCURACY:
         beside = beside_paper(paper_table(name), rows)
         assert (
             beside["missing"].all()
             and len(beside) == len(paper_table(name))
-            and wide(beside).map(lambda t: t == "" or t.endswith(" | –")).all(axis=None)
+            and printed_layout(beside).map(lambda t: t == "" or t.endswith(" | –")).all(axis=None)
         )
-    assert len(compared(beside)) == 0
+    assert len(difference_table(beside)) == 0
     assert beside_paper(*drop_rates(paper_table("I"), rows))["missing"].all()
 
 
@@ -452,11 +460,11 @@ def test_every_number_stands_in_its_place(name):
     for how in ((), (["setting"], ["ipc"])):
         if how and name not in ("XXII", "XXIII"):
             continue
-        table, left = wide(beside, *how), 0
+        table, left = printed_layout(beside, *how), 0
         for line in beside.itertuples():
             labels = dict(
-                dataset=DATASETS[line.dataset],
-                method=STYLES[line.method][0],
+                dataset=PAPER_DATASET_NAMES[line.dataset],
+                method=method_label(line.method),
                 ipc="all" if pd.isna(line.ipc) else str(line.ipc),
                 setting=setting_label(line.attack, line.eps_255, line.steps),
             )
@@ -470,7 +478,7 @@ def test_every_number_stands_in_its_place(name):
 
 
 def test_the_order_is_the_papers():
-    table = wide(beside_paper(paper_table("I"), find_rows()))
+    table = printed_layout(beside_paper(paper_table("I"), find_rows()))
     assert list(table.index) == [
         *((m, i) for m in ("DC", "DSA", "DM", "MTT", "TESLA", "SRe2L") for i in ("1", "5", "10", "30", "50")),
         ("Whole", "all"),
@@ -479,7 +487,7 @@ def test_the_order_is_the_papers():
     assert list(table.columns) == [
         (d, s) for d in ("CIFAR-10", "CIFAR-100", "TinyImageNet") for s in settings
     ]
-    table = wide(beside_paper(paper_table("XV"), find_rows()))
+    table = printed_layout(beside_paper(paper_table("XV"), find_rows()))
     assert list(table.index[:7]) == [("ImageNette", i) for i in ("1", "5", "10", "30", "50", "all")] + [
         ("ImageWoof", "1")
     ]
@@ -495,9 +503,22 @@ def test_drop_rates_are_those_of_the_tables(plant):
 
 
 def test_every_method_has_a_style_of_its_own():
-    assert set(METHODS) <= set(STYLES)
-    shown = [STYLES[m] for m in METHODS if m != "whole"]
-    assert all(len({s[i] for s in shown}) == len(shown) for i in range(3))
+    names = [m for m in PAPER_METHOD_NAMES if m != "whole"]
+    styles = method_styles(names).values()
+    for field in ("label", "colour", "marker"):
+        assert len({getattr(style, field) for style in styles}) == len(names)
+
+
+def test_a_method_that_was_added_keeps_its_colour_and_shares_it_with_none():
+    by_itself = method_styles(["my_method"])["my_method"]
+    others = [f"method_{i}" for i in range(40)]
+    for names in (["dm", "my_method"], [*PAPER_METHOD_NAMES, "random", "my_method"]):
+        assert method_styles(names)["my_method"] == by_itself
+    styles = method_styles([*PAPER_METHOD_NAMES, "random", "my_method", *others])
+    looks = {(style.colour, style.marker) for name, style in styles.items()}
+    assert len(looks) == len(styles)
+    several = method_styles([*PAPER_METHOD_NAMES, "random", "my_method", *others[:7]])
+    assert len({style.colour for style in several.values()}) == len(several)
 
 
 # Files
@@ -594,7 +615,7 @@ def test_the_same_figure_gives_the_same_files(tmp_path):
 
 
 def test_a_drawn_table_shows_every_text(tmp_path):
-    fig = draw_table(wide(beside_paper(paper_table("I"), find_rows())), "title", ["a note"])
+    fig = draw_table(printed_layout(beside_paper(paper_table("I"), find_rows())), "title", ["a note"])
     shown = [t.get_text() for t in fig.axes[0].texts]
     for text in (
         "title",
@@ -633,11 +654,11 @@ def test_a_drawn_table_shows_every_text(tmp_path):
 # The pages
 
 MINE = {
-    "80_main": "tables-main",
-    "81_small": "tables-small",
-    "82_imagenet": "tables-imagenet",
-    "85_settings": "settings",
-    "86_drop_rate": "drop-rate",
+    "10_main": "tables-main",
+    "15_small": "tables-small",
+    "20_imagenet": "tables-imagenet",
+    "50_settings": "settings",
+    "60_drop_rate": "drop-rate",
 }
 
 
@@ -677,7 +698,7 @@ def test_every_page_has_the_same_parameters():
 
 
 @pytest.mark.parametrize(
-    "name", [name if name == "85_settings" else pytest.param(name, marks=pytest.mark.slow) for name in MINE]
+    "name", [name if name == "50_settings" else pytest.param(name, marks=pytest.mark.slow) for name in MINE]
 )  # drawing takes long
 def test_a_page_without_rows(name, tmp_path):
     said = run(
@@ -697,7 +718,7 @@ def test_a_page_without_rows(name, tmp_path):
         file for figure in FIGURES if figure.startswith(MINE[name] + "/") for file in files_of(figure)
     }
     for file in there:
-        if file.endswith(".csv") and name != "85_settings":
+        if file.endswith(".csv") and name != "50_settings":
             assert pd.read_csv(tmp_path / "figures" / file)["missing"].all()
 
 
@@ -707,11 +728,11 @@ PLANTED = [
     row(dataset="imagenette", method="mtt", network="ConvNetD5", distill_network="ConvNetD5", robust=0.1234),
 ]
 SEEN = {
-    "80_main": ["18.20 | 22.00 ± 1.58 q", "18.60 | 12.34 p", "preset aa-quick", "not the paper's experiment"],
-    "81_small": ["18.20 | 22.00 ± 1.58 q", "preset aa-quick"],
-    "82_imagenet": ["18.60 | 12.34 p"],
-    "85_settings": ["lost (1000 upstream) | 1000", "1000 | 1001"],
-    "86_drop_rate": ["31.96 | 21.43 ± 5.65 q"],
+    "10_main": ["18.20 | 22.00 ± 1.58 q", "18.60 | 12.34 p", "preset aa-quick", "not the paper's experiment"],
+    "15_small": ["18.20 | 22.00 ± 1.58 q", "preset aa-quick"],
+    "20_imagenet": ["18.60 | 12.34 p"],
+    "50_settings": ["lost (1000 upstream) | 1000", "1000 | 1001"],
+    "60_drop_rate": ["31.96 | 21.43 ± 5.65 q"],
 }
 
 

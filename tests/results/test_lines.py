@@ -24,8 +24,8 @@ from ddrobust_nb.results.lines import (
     lines_of,
     spread_of,
 )
-from ddrobust_nb.results.report import footnotes, plot_rows, table
-from ddrobust_nb.results.rows import Result, as_hex, digest_of, frame
+from ddrobust_nb.results.report import footnotes, plot_rows, results_table
+from ddrobust_nb.results.rows import Result, flags_to_hex, digest_of, results_frame
 
 EMPTY = dict.fromkeys(f.name for f in fields(Result))
 PLAIN = EMPTY | dict(
@@ -161,7 +161,7 @@ def test_no_line_mixes_two_groups_and_models_are_distinct_keys(drawn):
     assert found == groups and all(
         line.models == len(found[tuple(line[n] for n in CHANGES)]) for line in lines
     )
-    assert table(rows).query("attack != 'clean'")["models"].sum() == sum(map(len, groups.values()))
+    assert results_table(rows).query("attack != 'clean'")["models"].sum() == sum(map(len, groups.values()))
     assert all(spread_of(line).mean == pytest.approx(sum(line.values) / line.models) for line in lines)
 
 
@@ -194,9 +194,9 @@ def test_several_sets_have_a_spread_of_their_own():
         row(set_key=k, set_seed=int(k[1]), seed=s, model_key=f"{k}{s}", robust=v)
         for (k, s), v in values.items()
     ]
-    t = table(rows).query("attack != 'clean'").iloc[0]
+    t = results_table(rows).query("attack != 'clean'").iloc[0]
     assert (t["accuracy %"], t["models"], t["sets"], t["± over sets"]) == ("57.00 ± 2.83", 4, 2, "7.07")
-    assert "sets" not in table(rows[:2]).columns
+    assert "sets" not in results_table(rows[:2]).columns
     assert "students of one set" in footnotes(rows)[0]
 
 
@@ -247,7 +247,7 @@ def test_two_given_sets(change, together):
 def test_files_without_a_card_are_experiments_of_their_own(what):
     rows = [row(origin="given set", set_key=f"k{i}", set_seed=i, model_key=f"m{i}", **what) for i in (0, 1)]
     assert len(attacked(rows)) == 2
-    t = table(rows)
+    t = results_table(rows)
     assert t["from"].nunique() == 2 and t["models"].tolist() == [1] * 4
 
 
@@ -268,7 +268,9 @@ def test_two_checkpoints_of_one_network_are_two_lines():
         )
         for i in (1, 2)
     ]
-    assert len(attacked(rows)) == 2 and sorted(table(rows).query("attack != 'clean'")["accuracy %"]) == [
+    assert len(attacked(rows)) == 2 and sorted(
+        results_table(rows).query("attack != 'clean'")["accuracy %"]
+    ) == [
         "25.00",
         "50.00",
     ]
@@ -286,7 +288,7 @@ def test_old_sets_of_one_seed_and_two_contents_are_two_lines():
 
 def test_given_and_distilled_here_are_two_lines():
     rows = [row(), row(origin="given set", model_key="m1")]
-    assert set(table(rows)["from"]) == {"distilled", "given set"}
+    assert set(results_table(rows)["from"]) == {"distilled", "given set"}
 
 
 # ---- columns and captions
@@ -317,7 +319,7 @@ def test_given_and_distilled_here_are_two_lines():
     ],
 )
 def test_a_column_appears_where_lines_of_one_method_differ(change, column, texts):
-    t = table([row(), row(**{"model_key": "m1", **change})])
+    t = results_table([row(), row(**{"model_key": "m1", **change})])
     assert set(t[column]) == texts and set(t[t["attack"] != "clean"]["models"]) == {1}
     usual = {
         "method",
@@ -332,7 +334,7 @@ def test_a_column_appears_where_lines_of_one_method_differ(change, column, texts
         "images",
         "models",
     }
-    assert set(table([row(), row(model_key="m1")]).columns) == usual
+    assert set(results_table([row(), row(model_key="m1")]).columns) == usual
     assert set(t.columns) == usual | {column}
 
 
@@ -348,7 +350,7 @@ def test_methods_may_have_other_options():
             model_key="m1",
         ),
     ]
-    assert not {"options", "training"} & set(table(rows).columns)
+    assert not {"options", "training"} & set(results_table(rows).columns)
 
 
 def test_options_may_change_with_the_images_per_class():
@@ -364,13 +366,14 @@ def test_options_may_change_with_the_images_per_class():
             model_key="m1",
         ),
     ]
-    assert not {"options", "training"} & set(table(rows).columns) and not {"options", "training"} & set(
-        standings(rows).columns
-    )
+    assert not {"options", "training"} & set(results_table(rows).columns) and not {
+        "options",
+        "training",
+    } & set(standings(rows).columns)
 
 
 def test_steps_of_a_library_attack_are_told():
-    t = table([row(attack="ta:TIFGSM", steps=s, model_key=f"m{s}") for s in (1, 50)])
+    t = results_table([row(attack="ta:TIFGSM", steps=s, model_key=f"m{s}") for s in (1, 50)])
     assert t.query("attack != 'clean'")["attack"].tolist() == ["ta:TIFGSM, 1 step", "ta:TIFGSM, 50 steps"]
 
 
@@ -413,7 +416,7 @@ def test_bars_of_two_experiments_are_two():
     ids=["none", "one", "clean", "0 %", "100 %"],
 )
 def test_tables_and_figures_on_the_ends(rows):
-    assert len(table(rows)) == len(lines_of(rows)) and isinstance(footnotes(rows), list)
+    assert len(results_table(rows)) == len(lines_of(rows)) and isinstance(footnotes(rows), list)
     plot_rows(rows)
     assert len(standings(rows)) == len(attacked(rows))
 
@@ -476,8 +479,8 @@ def flagged(method, p, **what):
             method=method,
             seed=s,
             model_key=f"{method}{s}",
-            flags=as_hex(torch.rand(100, generator=g) < p),
-            clean_flags=as_hex([True] * 100),
+            flags=flags_to_hex(torch.rand(100, generator=g) < p),
+            clean_flags=flags_to_hex([True] * 100),
             **what,
         )
         for s in range(3)
@@ -512,14 +515,14 @@ def test_rows_without_flags_are_not_compared():
 
 def test_frames_and_rows_give_the_same_lines():
     rows = [row(seed=s, model_key=f"m{s}", steps=k) for s in (0, 1) for k in (None, 10)]
-    a, b = lines_of(rows), lines_of(frame(rows))
+    a, b = lines_of(rows), lines_of(results_frame(rows))
     assert [(x.clean, x.models, x.values) for x in a] == [(x.clean, x.models, x.values) for x in b]
     assert (
-        len(experiments_of(frame(rows))) == 2
+        len(experiments_of(results_frame(rows))) == 2
         and isinstance(cell_columns(a), dict)
         and asdict(rows[0])
         and isinstance(digest_of({}), str)
-        and isinstance(frame(rows), pd.DataFrame)
+        and isinstance(results_frame(rows), pd.DataFrame)
     )
 
 
@@ -606,6 +609,6 @@ def test_standings_say_what_tells_conditions_apart(change, column):
 
 
 def test_a_given_set_that_does_not_say_its_size_is_no_whole_training_set():
-    assert set(table([row(origin="given set", ipc=None)])["ipc"]) == {"–"} and set(
-        table([row(origin="whole", method="whole", ipc=None)])["ipc"]
+    assert set(results_table([row(origin="given set", ipc=None)])["ipc"]) == {"–"} and set(
+        results_table([row(origin="whole", method="whole", ipc=None)])["ipc"]
     ) == {"all"}

@@ -12,13 +12,22 @@ from scipy.stats import binomtest
 from torchvision.models import resnet18
 
 from ddrobust_nb.foundations.core import InputError, generator
-from ddrobust_nb.foundations.data import as_pixels, dataset, make_data, specs
+from ddrobust_nb.foundations.data import as_pixels, make_data, specs
+from ddrobust_nb.foundations.datasets import dataset
 from ddrobust_nb.training.distilled import load_set
 from ddrobust_nb.results.cell_rows import attack_cell, baseline_cell, rows_of, run_stages, write_out
 from ddrobust_nb.results.plan import plan_cell, published, summary
 from ddrobust_nb.results.stages import distil_cell, train_cell
-from ddrobust_nb.results.report import check_table, footnotes, main, paper_text, spread, table
-from ddrobust_nb.results.rows import Result, frame, read_results, write_results
+from ddrobust_nb.results.report import (
+    check_table,
+    footnotes,
+    print_report,
+    paper_text,
+    mean_and_sd,
+    results_table,
+)
+from ddrobust_nb.results.reading import read_results
+from ddrobust_nb.results.rows import Result, results_frame, write_results
 from tiny import NETWORK, measured, same_results, tiny_cell, tiny_data
 
 FIELDS = """dataset method ipc set_seed set_key distill_network network seed best protocol select attack preset norm eps eps_255 steps alpha n_clean clean clean_last
@@ -156,7 +165,7 @@ def interval(values, n):
 
 
 def test_numbers_of_a_table():
-    t = table(three_models()).set_index("attack")
+    t = results_table(three_models()).set_index("attack")
     assert list(t.index) == ["clean", "FGSM", "PGD, 10 steps"] and set(t["models"]) == {3}
     assert list(t["accuracy %"]) == [stated(CLEAN), stated(FGSM), stated(PGD)]
     assert list(t["95 % interval"]) == [interval(CLEAN, 500), interval(FGSM, 100), interval(PGD, 100)]
@@ -168,7 +177,7 @@ def test_numbers_of_a_table():
 
 def test_methods_do_not_mix():
     rows = three_models() + three_models(method="random", robust=0.1) + three_models(method="whole", ipc=None)
-    t = table(rows)
+    t = results_table(rows)
     assert (
         list(dict.fromkeys(zip(t["method"], t["ipc"]))) == [("dm", 1), ("random", 1), ("whole", "all")]
         and len(t) == 9
@@ -183,7 +192,7 @@ def test_eps_steps_and_presets_do_not_mix():
         + three_models(attack="autoattack", preset="aa-quick", steps=None, alpha=None)
         + three_models(attack="autoattack", preset="aa-standard", steps=None, alpha=None)
     )
-    t = table([*rows, *(replace(r, steps=5) for r in three_models() if r.attack == "pgd")])
+    t = results_table([*rows, *(replace(r, steps=5) for r in three_models() if r.attack == "pgd")])
     assert sorted(t["attack"]) == sorted(
         [
             "clean",
@@ -200,13 +209,13 @@ def test_eps_steps_and_presets_do_not_mix():
 
 def test_what_a_table_does_without():
     one = [replace(ROW, best=True, drop_rate=None, clean_n=0.0, robust=0.0)]
-    t = table(one).set_index("attack")
+    t = results_table(one).set_index("attack")
     assert (
         t.loc["FGSM", "accuracy %"] == "0.00"
         and t.loc["FGSM", "drop rate %"] == "–"
         and t.loc["clean", "models"] == 1
     )
-    nothing = table(
+    nothing = results_table(
         [
             replace(
                 ROW,
@@ -224,21 +233,21 @@ def test_what_a_table_does_without():
     )
     assert list(nothing["attack"]) == ["clean"] and nothing["accuracy %"][0] == "80.00"
     parts = three_models() + three_models(attack="square", preset="aa-quick", steps=None, alpha=None)
-    assert len(table(parts, parts=False)) == 3 and len(table(parts)) == 4
+    assert len(results_table(parts, parts=False)) == 3 and len(results_table(parts)) == 4
 
 
 def test_the_paper_stands_beside_only_where_it_has_the_cell():
-    t = table(three_models(dataset="cifar10", eps="2/255", eps_255=2.0)).set_index("attack")
+    t = results_table(three_models(dataset="cifar10", eps="2/255", eps_255=2.0)).set_index("attack")
     assert t.loc["clean", "paper %"].startswith("26.75") and t.loc["FGSM", "paper %"] != "–"
-    assert set(table(three_models())["paper %"]) == {"–"}
+    assert set(results_table(three_models())["paper %"]) == {"–"}
     assert paper_text("cifar10", "unknown", 1, "none") == "–"
 
 
 def test_spread():
     assert (
-        spread([0.123456]) == "12.35"
-        and spread([]) == spread([None, float("nan")]) == "–"
-        and spread([0.5, None, 0.7]) == stated([0.5, 0.7])
+        mean_and_sd([0.123456]) == "12.35"
+        and mean_and_sd([]) == mean_and_sd([None, float("nan")]) == "–"
+        and mean_and_sd([0.5, None, 0.7]) == stated([0.5, 0.7])
     )
 
 
@@ -354,7 +363,7 @@ def test_what_a_cell_leaves(ran, tmp_path):
     finished = [replace(f, cell=replace(f.cell, out=tmp_path / "ein Ausgang – жук")) for f in ran[0]]
     rows = write_out(*finished)
     out = finished[0].cell.out
-    assert rows == finished[0].rows + finished[1].rows == read_results(out) and len(frame(rows)) == 42
+    assert rows == finished[0].rows + finished[1].rows == read_results(out) and len(results_frame(rows)) == 42
     flags = load_file(out / "flags.safetensors")
     for r in rows:
         assert flags[r.key].double().mean().item() == pytest.approx(r.robust)
@@ -363,7 +372,7 @@ def test_what_a_cell_leaves(ran, tmp_path):
         torch.equal(load_set(out / "set-dm").images, finished[0].distilled.dset.images)
         and len(list(out.glob("model-*.safetensors"))) == 6
     )
-    assert not check_table(finished).empty and len(table(rows)) == 16
+    assert not check_table(finished).empty and len(results_table(rows)) == 16
     assert json.loads((out / "cell.json").read_text(encoding="utf-8"))["key"] == finished[0].cell.key
 
 
@@ -388,7 +397,7 @@ def test_a_set_and_a_model_go_in_again(ran, tmp_path, capsys):
     model = plan_cell(checkpoint=str(tmp_path / "model-dm-seed1.safetensors"), **usual)
     (row,) = run_stages(model).rows
     assert (row.method, row.ipc, row.clean, row.robust) == ("dm", 1, f.rows[7].clean, f.rows[7].robust)
-    main(tmp_path)
+    print_report(tmp_path)
     assert "AutoAttack [aa-quick, reduced]" in capsys.readouterr().out
 
 
@@ -397,7 +406,7 @@ def test_rows_without_an_attack(tmp_path):
     assert [(r.attack, r.seed, r.robust, r.drop_rate, r.eps, r.eps_255, r.steps, r.n) for r in f.rows] == [
         ("none", s, None, None, "", None, None, 9) for s in (0, 1)
     ]
-    assert [r.clean for r in f.rows] == [m.clean for m in f.models] and len(table(f.rows)) == 1
+    assert [r.clean for r in f.rows] == [m.clean for m in f.models] and len(results_table(f.rows)) == 1
     write_out(replace(f, cell=replace(f.cell, out=tmp_path / "out")))
     assert read_results(tmp_path / "out") == f.rows
 
@@ -412,7 +421,9 @@ def test_whole_has_no_ipc(tmp_path):
         and {r.method for r in f.rows} == {"whole"}
     )
     assert (
-        baseline_cell(cell) is None and set(table(f.rows)["ipc"]) == {"all"} and len(f.distilled.dset) == 51
+        baseline_cell(cell) is None
+        and set(results_table(f.rows)["ipc"]) == {"all"}
+        and len(f.distilled.dset) == 51
     )
     write_out(f)
     assert [asdict(r) for r in read_results(cell.out)] == [asdict(r) for r in f.rows]
@@ -535,7 +546,7 @@ def test_two_given_sets_are_two_lines(tmp_path):
         )
         assert {(r.origin, r.options_digest, r.labels) for r in done.rows} == {("given set", "", "hard")}
         rows += done.rows
-    t = table(rows)
+    t = results_table(rows)
     assert t["from"].nunique() == 2 and set(t["models"]) == {2} and len(t) == 4
 
 
@@ -550,14 +561,14 @@ def test_two_given_models_are_two_lines_and_those_of_one_cell_are_one(tmp_path):
         found = run_stages(given_cell(tmp_path / "store", checkpoint=str(bare))).rows
         assert {(r.origin, r.set_key, r.recipe) for r in found} == {("given model", "", None)}
         rows += found
-    t = table(rows)
+    t = results_table(rows)
     assert t["from"].nunique() == 2 and set(t["models"]) == {1} and len(t) == 4
     known = [
         r
         for model in sorted(cell.out.glob("model-*.safetensors"))
         for r in run_stages(given_cell(tmp_path / "store", checkpoint=str(model))).rows
     ]
-    t = table(known)  # their cards name one method, one set and two seeds
+    t = results_table(known)  # their cards name one method, one set and two seeds
     assert set(t["models"]) == {2} and len(t) == 2 and {r.seed for r in known} == {0, 1}
     assert [r.robust for r in known] == [r.robust for r in rows] == [r.robust for r in done.rows]
 
@@ -567,8 +578,8 @@ def test_a_method_whose_card_forgets_its_network_is_still_told_by_it(tmp_path):
     rows = [r for n in ("ConvNetD3-w8", "ConvNetD3-w16") for r in _forgetful(tmp_path, n)]
     assert (
         {r.distill_network for r in rows} == {"ConvNetD3-w8", "ConvNetD3-w16"}
-        and set(table(rows)["models"]) == {2}
-        and len(table(rows)) == 4
+        and set(results_table(rows)["models"]) == {2}
+        and len(results_table(rows)) == 4
     )
 
 

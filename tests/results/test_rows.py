@@ -17,20 +17,17 @@ from ddrobust_nb.training.distilled import DistilledSet, save_set
 from ddrobust_nb.training.distiller import distiller
 from ddrobust_nb.training.protocols import PROTOCOLS, protocol_for, recipe_for
 from ddrobust_nb.results.keys import LATER, recipe_fields, attack_config_fields
+from ddrobust_nb.results.reading import ALIASES, first_recipe, read_results, row_from
 from ddrobust_nb.results.rows import (
-    ALIASES,
-    FORMAT,
+    ROW_FORMAT,
     Result,
-    as_hex,
     digest_of,
     digest_of_index,
-    first_recipe,
-    from_hex,
+    flags_from_hex,
+    flags_to_hex,
     grey_levels,
     normal_options,
     normal_recipe,
-    read_results,
-    row_from,
     write_results,
 )
 from ddrobust_nb.training.fit import Recipe
@@ -69,15 +66,15 @@ CELL = dict(
 
 @given(st.lists(st.booleans(), min_size=1, max_size=300))
 def test_flags_survive(flags):
-    text = as_hex(torch.tensor(flags))
+    text = flags_to_hex(torch.tensor(flags))
     assert len(text) == 2 * -(-len(flags) // 8)
-    assert from_hex(text, len(flags)).tolist() == flags
+    assert flags_from_hex(text, len(flags)).tolist() == flags
 
 
 @pytest.mark.parametrize("text, n", [("f", 8), ("fff", 8), ("ff", 9), ("ffff", 8), ("zz", 8)])
 def test_flags_of_another_number_are_refused(text, n):
     with pytest.raises(InputError):
-        from_hex(text, n)
+        flags_from_hex(text, n)
 
 
 def test_an_index_is_its_positions_in_their_order():
@@ -156,7 +153,9 @@ def test_the_frozen_rules_are_those_that_made_the_first_rows(protocol):
         for method in distiller:
             for ipc in (1, 5, 10, 30, 50) if method != "whole" else (None,):
                 now = recipe_for(protocol_for(protocol, spec), method, spec, ipc)
-                assert first_recipe(protocol, method, spec.name, ipc, now.select) == vars(now), (
+                assert first_recipe(
+                    protocol, method=method, dataset=spec.name, ipc=ipc, select=now.select
+                ) == vars(now), (
                     protocol,
                     spec.name,
                     method,
@@ -166,7 +165,7 @@ def test_the_frozen_rules_are_those_that_made_the_first_rows(protocol):
 
 def test_old_names_are_read(tmp_path):
     (row,) = read_results(in_folder(tmp_path, [old(any_iterate=0.25, carry=0.125)]))
-    assert (row.worst_iterate, row.carry_over_eps, row.format) == (0.25, 0.125, FORMAT)
+    assert (row.worst_iterate, row.carry_over_eps, row.format) == (0.25, 0.125, ROW_FORMAT)
     assert set(ALIASES.values()) <= {f.name for f in fields(Result)} and not set(ALIASES) & {
         f.name for f in fields(Result)
     }
@@ -283,7 +282,7 @@ def test_which_images_old_rows_are_of(tmp_path):
 def test_the_frozen_indices_are_those_of_the_code():
     from ddrobust_nb.attacks.robustness import attacked_index
     from ddrobust_nb.foundations.datasets import load_data
-    from ddrobust_nb.results.rows import FIRST_INDEX
+    from ddrobust_nb.results.reading import FIRST_INDEX
 
     digits = load_data("digits")
     assert FIRST_INDEX[digits.fingerprint, 100] == digest_of_index(attacked_index(digits, 100))

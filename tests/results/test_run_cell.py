@@ -16,7 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ddrobust_nb.results.plan import PARAMETERS, TEXT
-from ddrobust_nb.results.rows import Result, read_results
+from ddrobust_nb.results.reading import read_results
+from ddrobust_nb.results.rows import Result
 
 NBS = Path(__file__).resolve().parents[2] / "nbs"
 NOTEBOOK = NBS / "run_cell.ipynb"

@@ -18,13 +18,21 @@ from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.grid import notebook as notebook_module
 from ddrobust_nb.grid import run as run_module
 from ddrobust_nb.grid.plan import plan_grid
-from ddrobust_nb.grid.notebook import UNSHOWN_FILE, first_unshown, has_rows, is_done, run_notebook, run_one
+from ddrobust_nb.grid.notebook import (
+    UNSHOWN_FILE,
+    CellReport,
+    first_unshown,
+    has_rows,
+    is_done,
+    run_notebook,
+    run_one,
+)
 from ddrobust_nb.grid.run import GridOutcome, run_grid
 from ddrobust_nb.grid.status import cell_state, status_line
 from ddrobust_nb.grid.tables import rows_of_plan
 from ddrobust_nb.results import showing
-from ddrobust_nb.results.rows import read_results
-from ddrobust_nb.results.showing import NotShown, as_display, reason, show_or_say, text_or_say
+from ddrobust_nb.results.reading import read_results
+from ddrobust_nb.results.showing import NotShown, as_display, error_line, show_or_say, text_or_say
 
 
 @pytest.fixture
@@ -216,7 +224,7 @@ def test_a_full_disk_leaves_the_figure_of_before(user, tmp_path, monkeypatch):
     ],
 )
 def test_reasons(error, said):
-    assert reason(error) == said
+    assert error_line(error) == said
 
 
 # ---- the run notebooks
@@ -301,13 +309,12 @@ def test_an_error_after_the_rows_is_no_failure(error, tmp_path, monkeypatch):
     for _ in range(2):  # at each repetition
         monkeypatch.setattr("papermill.execute_notebook", executes(rows=[1], raises=error, out=tmp_path))
         said = run_notebook("run_cell.ipynb", {}, tmp_path)
-        assert said["state"] == "done" and "the rows are there" in said["note"] and "error" not in said
+        assert said.state == "done" and "the rows are there" in said.note and not said.error
         assert has_rows(tmp_path) and not is_done(tmp_path) and (tmp_path / "failed.ipynb").is_file()
     monkeypatch.setattr("papermill.execute_notebook", executes(rows=[1], out=tmp_path))
-    assert run_notebook("run_cell.ipynb", {}, tmp_path) == {
-        "state": "done",
-        "seconds": pytest.approx(0, abs=60),
-    }
+    assert run_notebook("run_cell.ipynb", {}, tmp_path) == CellReport(
+        state="done", seconds=pytest.approx(0, abs=60)
+    )
     assert is_done(tmp_path) and sorted(p.name for p in tmp_path.iterdir()) == [
         "results.json",
         "run_cell.ipynb",
@@ -380,18 +387,18 @@ def test_what_was_not_shown_is_mended_by_the_next_run(make, what, user, tmp_path
     for times in (1, 2):  # each run tries it once more
         said = run()
         assert (
-            said["state"] == "done"
-            and f"{what} could not be " in said["note"]
-            and "touched" not in said["note"]
+            said.state == "done"
+            and f"{what} could not be " in said.note
+            and "touched" not in said.note
             and execute.times == times
         )
         assert (c.out / UNSHOWN_FILE).is_file() and has_rows(c.out) and not is_done(c.out)
         assert (
-            cell_state(c, plan.store) == ("done", said["note"])
+            cell_state(c, plan.store) == ("done", said.note)
             and status_line(plan) == "1 done"
             and rows_of_plan(plan) == []
         )
-    assert run(wait=True)["note"] == said["note"] and execute.times == 2, (
+    assert run(wait=True).note == said.note and execute.times == 2, (
         "what another run has just left is not executed again"
     )
     notebook_module.write_failure(c.out, "RuntimeError: out of memory")
@@ -403,7 +410,7 @@ def test_what_was_not_shown_is_mended_by_the_next_run(make, what, user, tmp_path
     assert is_done(c.out) and sorted(p.name for p in c.out.iterdir()) == ["results.json", "run_cell.ipynb"], (
         "the mark is gone"
     )
-    assert cell_state(c, plan.store) == ("done", "") and run()["state"] == "done" and execute.times == 1
+    assert cell_state(c, plan.store) == ("done", "") and run().state == "done" and execute.times == 1
 
 
 def test_a_grid_executes_a_cell_with_a_mark_once(tmp_path, monkeypatch):
@@ -429,19 +436,16 @@ def test_a_full_disk_does_not_hide_what_was_not_shown(user, tmp_path, monkeypatc
     monkeypatch.setattr("papermill.execute_notebook", shows(displayed(half_drawn), tmp_path))
     said = run_notebook("run_cell.ipynb", {}, tmp_path)
     assert (
-        said["state"] == "done"
-        and "No space left" in said["note"]
-        and has_rows(tmp_path)
-        and not is_done(tmp_path)
+        said.state == "done" and "No space left" in said.note and has_rows(tmp_path) and not is_done(tmp_path)
     )
 
 
 def test_an_error_before_the_rows_is_one(tmp_path, monkeypatch):
     monkeypatch.setattr("papermill.execute_notebook", executes(raises=IN_A_CELL, out=tmp_path))
     said = run_notebook("run_cell.ipynb", {}, tmp_path)
-    assert said["state"] == "failed" and said["error"].startswith("ValueError: 'yerr'")
+    assert said.state == "failed" and said.error.startswith("ValueError: 'yerr'")
     (tmp_path / "results.json").write_text("[1]")  # rows of an earlier run do not excuse this one
-    assert run_notebook("run_cell.ipynb", {}, tmp_path)["state"] == "failed"
+    assert run_notebook("run_cell.ipynb", {}, tmp_path).state == "failed"
     monkeypatch.setattr(
         "papermill.execute_notebook", executes(raises=RuntimeError("Kernel died"), out=tmp_path)
     )
@@ -456,7 +460,7 @@ def test_rows_that_are_cut_short_are_no_rows(tmp_path, monkeypatch):
         raise IN_A_CELL
 
     monkeypatch.setattr("papermill.execute_notebook", execute)
-    assert run_notebook("run_cell.ipynb", {}, tmp_path)["state"] == "failed"
+    assert run_notebook("run_cell.ipynb", {}, tmp_path).state == "failed"
 
 
 def test_what_a_grid_says_of_it(tmp_path):
@@ -489,9 +493,9 @@ def test_a_view_that_fails_does_not_stop_a_grid():
         raise ValueError("no display")
 
     with pytest.warns(NotShown, match="the grid goes on"):
-        run_module._tell(watch, None)
+        run_module._notify(watch, None)
     seen = []
-    run_module._tell(seen.append, 7), run_module._tell(None, 7)
+    run_module._notify(seen.append, 7), run_module._notify(None, 7)
     assert seen == [7]
 
 
@@ -529,8 +533,8 @@ def test_a_real_cell_at_both_ends_and_its_notebook_mended(tmp_path, monkeypatch)
     (out / "figures").write_text("in the way")
     said = run_notebook(str(NBS / "run_cell.ipynb"), given, str(out))
     assert (
-        said["state"] == "done"
-        and "the rows are there" in said["note"]
+        said.state == "done"
+        and "the rows are there" in said.note
         and (out / "failed.ipynb").is_file()
         and not is_done(out)
     )
@@ -553,8 +557,8 @@ def test_a_real_cell_at_both_ends_and_its_notebook_mended(tmp_path, monkeypatch)
             (out / "figures").unlink()
         said = run_notebook(str(NBS / "run_cell.ipynb"), given, str(out))
         assert (
-            said["state"] == "done"
-            and ("could not be kept" in said.get("note", "")) == obstacle
+            said.state == "done"
+            and ("could not be kept" in said.note) == obstacle
             and not (out / "failed.json").exists()
         )
         assert is_done(out) != obstacle and (out / UNSHOWN_FILE).exists() == obstacle

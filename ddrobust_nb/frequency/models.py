@@ -26,6 +26,7 @@ from ddrobust_nb.attacks.running import (
 from ..foundations.data import as_pixels
 from ..foundations.bands import check_radius
 from .spectra import as_signal, band_share, log_spectrum, split_bands
+from ..foundations.predict import input_dtype
 
 # %% ../../nbs/frequency/30_models.ipynb #c009
 RADII = (4, 8, 12, 16)  # At 32 px, of Wang et al.; other sizes in proportion
@@ -63,7 +64,7 @@ def ask_model(
         return x, labels[part].to(x.device)
 
     with leaving_no_trace(model), torch.no_grad():
-        takes = image_type(model, piece(slice(1))[0].to(device, exact))
+        takes = input_dtype(model, piece(slice(1))[0].to(device, exact))
         z = logits(piece(slice(1))[0])
         if z.ndim != 2 or not torch.isfinite(z).all():
             raise InputError(

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from ..foundations.augment import augment_dsa, parse_strategy, strategy_for
 from ..foundations.data import Data, as_pixels
 from ..foundations.networks import Normalise, make_network
+from ..training.distilled import DistilledSet, check_set, check_training
 from ddrobust_nb.training.fit import (
     Recipe,
     _Run,
@@ -23,11 +24,10 @@ from ddrobust_nb.training.fit import (
     _objective,
     _train,
     batches,
-    check_training,
     training_labels,
     view,
 )
-from ..training.distilled import DistilledSet, check_set, random
+from ..distillers.baselines import random
 
 # %% ../../nbs/mixing/10_mix.ipynb #c010
 def mixing_recipe(

@@ -22,7 +22,8 @@ from ddrobust_nb.attacks import running
 from ddrobust_nb.attacks.attack import Attack, AttackConfig, attack
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.foundations.data import as_pixels
-from ddrobust_nb.training.distilled import DistilledSet, embed
+from ddrobust_nb.distillers.baselines import embed
+from ddrobust_nb.training.distilled import DistilledSet
 from ddrobust_nb.distillers import dc, dm, mtt, sre2l, tesla
 from ddrobust_nb.frequency import models as frequency
 from ddrobust_nb.foundations.compiling import compiled, worth_compiling
@@ -373,7 +374,7 @@ ASKS = {  # Asks the network: one in training mode is refused
     "attacks.running.run_chunk": lambda net: running.run_chunk(
         attack["fgsm"], net, X, Y, [AttackConfig("fgsm")], seed=0, index=INDEX
     ),
-    "training.distilled.embed": lambda net: embed(net, DATA.test_images, "cpu"),
+    "distillers.baselines.embed": lambda net: embed(net, DATA.test_images, "cpu"),
     "distillers.sre2l.recover": lambda net: sre2l.recover(DATA, 1, net, RECOVER),
     "distillers.sre2l.recover_loss": lambda net: recovered(net),
     "frequency.models.ask_model": lambda net: entered(frequency.ask_model(net, X, Y)),

@@ -15,7 +15,7 @@ from ddrobust_nb.foundations.bands import (
 )
 from ddrobust_nb.foundations.core import InputError, generator
 from ddrobust_nb.foundations.datasets import load_data
-from ddrobust_nb.training.distilled import distiller, own_options
+from ddrobust_nb.training.distiller import distiller, own_options
 from ddrobust_nb.frequency.spectra import band_share, split_bands
 from ddrobust_nb.foundations.networks import Normalise
 from ddrobust_nb.results.plan import complete_options, plan_cell

@@ -18,7 +18,7 @@ from ddrobust_nb.attacks.running import attack_images
 from ddrobust_nb.fast.convolution import WinogradConv2d, with_winograd
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.foundations.data import as_pixels, specs
-from ddrobust_nb.training.distilled import embed
+from ddrobust_nb.distillers.baselines import embed
 from ddrobust_nb.frequency.models import band_accuracy, fourier_heat_map, perturbations
 from ddrobust_nb.foundations.networks import Network, make_network
 from ddrobust_nb.fast.fused import accelerated, can_fuse

@@ -17,7 +17,8 @@ from ddrobust_nb.foundations.augment import crop, augment_dsa, draw_shifts
 from ddrobust_nb.foundations.core import InputError, generator
 from ddrobust_nb.foundations.data import as_pixels, test_subset as subset_of
 from ddrobust_nb.foundations.datasets import dataset
-from ddrobust_nb.training.distilled import random, save_set
+from ddrobust_nb.distillers.baselines import random
+from ddrobust_nb.training.distilled import save_set
 from ddrobust_nb.mixing.mix import (
     MIX_VERSION,
     card_augment,

@@ -19,7 +19,7 @@ from unittest.mock import patch
 import pandas as pd
 import torch
 from ..foundations.core import InputError
-from ..foundations.predict import float_types, predict
+from ..foundations.predict import float_dtypes, predict
 from ..fast.queries import CountedModel
 from .attack import AttackConfig, attack
 from ddrobust_nb.attacks.running import (
@@ -200,7 +200,7 @@ def answer_checks(
         first, *others = [asked(x).detach() for _ in range(5)]
     size = first.norm(dim=1).clamp(min=1e-12)
     spread = max(((z - first).norm(dim=1) / size).max().item() for z in others)
-    rounding = 2e-2 if {torch.float16, torch.bfloat16} & {*float_types(model)} else 1e-3
+    rounding = 2e-2 if {torch.float16, torch.bfloat16} & {*float_dtypes(model)} else 1e-3
     probabilities = bool(
         (first >= 0).all() & (first <= 1).all() & ((first.sum(1) - 1).abs() < rounding).all()
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from ..attacks.checks import CheckCode
 from ..attacks.metrics import drop_rate
-from ..results.cell_rows import BASELINE
+from ..training.distiller import RANDOM
 from ddrobust_nb.results.lines import (
     CONDITION,
     CELL_CONDITION,
@@ -131,7 +131,7 @@ def submitted_rows(
     folder,  # Holds results.json
 ) -> list:
     "The rows of a submission, without those of the random images beside it"
-    return [row for row in read_results(folder) if row.method != BASELINE]
+    return [row for row in read_results(folder) if row.method != RANDOM]
 
 # %% ../../nbs/grid/50_leaderboard.ipynb #c906
 def _is_fraction(value):
@@ -263,7 +263,7 @@ def check_submission(
     except InputError as error:
         return [*faults, str(error)]
     if not rows:
-        return [*faults, f"results.json holds no rows of a method (those of {BASELINE} are not counted)"]
+        return [*faults, f"results.json holds no rows of a method (those of {RANDOM} are not counted)"]
     of_rows = []
     for number, row in enumerate(rows):
         of_rows += [f"row {number}: {fault}" for fault in _row_faults(row, card.get("method"))]

@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..foundations.core import progress
-from ..training.distilled import distiller
 from .plan import Plan
 from ..results.plan import plan_cell
-from ..results.stages import distil_cell, make_part, part_configs, set_key
+from ..results.stages import distil_cell, make_part, needed_parts, set_key
 from ..results.showing import NotShown
 from .cost import is_stored
 from .notebook import find_notebook, is_done, run_one, write_failure
 from .machines import Machines, parsl_config
+from ..training.distiller import WHOLE
 
 # %% ../../nbs/grid/30_run.ipynb #c014
 def make_shared(given: dict, key: str = "", inputs=()) -> dict:
@@ -44,25 +44,21 @@ def shared_work(
     cells: list,  # That are not done
 ) -> tuple:  # parts: key -> parameters of a cell that needs it; sets: the same; needs: cell key -> keys
     "What several cells read, or what consists of several parts, and is not in the store"
-    parts, sets, needs, used = {}, {}, {}, {}
+    parts, sets, needs, used, stages = {}, {}, {}, {}, {}
     plain = [
         c
         for c in cells
-        if c.notebook == "run_cell"
-        and not c.cell.ready
-        and not c.cell.checkpoint
-        and c.cell.method != "whole"
+        if c.notebook == "run_cell" and not c.cell.ready and not c.cell.checkpoint and c.cell.method != WHOLE
     ]
     for c in plain:
-        mine = list(part_configs(c.cell))
-        needs[c.key] = [*mine, set_key(c.cell)]
+        stages |= {key: part.prerequisite.stage for key, part in needed_parts(c.cell).items()}
+        needs[c.key] = [*needed_parts(c.cell), set_key(c.cell)]
         for key in needs[c.key]:
             used.setdefault(key, []).append(c)
     for c in plain:
         *mine, own = needs[c.key]
-        stage = distiller[c.cell.method].prerequisite.stage if mine else ""
         for key in mine:
-            if (len(mine) > 1 or len(used[key]) > 1) and not is_stored(plan.store, stage, key):
+            if (len(mine) > 1 or len(used[key]) > 1) and not is_stored(plan.store, stages[key], key):
                 parts[key] = c.given | plan.common
         if len(used[own]) > 1 and not is_stored(plan.store, "distil", own):
             sets[own] = c.given | plan.common

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.foundations.data import specs
-from ddrobust_nb.training.distilled import DistilledSet, distiller, save_set
+from ddrobust_nb.training.distilled import DistilledSet, save_set
+from ddrobust_nb.training.distiller import distiller
 from ddrobust_nb.training.protocols import PROTOCOLS, protocol_for, recipe_for
 from ddrobust_nb.results.keys import LATER, recipe_fields, attack_config_fields
 from ddrobust_nb.results.reading import ALIASES, first_recipe, read_results, row_from

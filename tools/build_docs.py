@@ -2,9 +2,12 @@
 
 With "yml" only nbs/sidebar.yml and nbs/nbdev.yml are brought up to date.
 nbdev turns the notebooks into pages (signatures, tables, links), smalldocs renders them, and a checker follows every link and anchor.
+Addresses that existed once keep working: tools/moved_pages.csv says where each page is now.
 Anything wrong is listed and ends the build with exit code 1. The project is the same that Quarto would render: nbs/_quarto.yml.
 """
 
+import csv
+import functools
 import json
 import os
 import posixpath
@@ -19,13 +22,18 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-NBS, PROC, SRC, OUT = ROOT / "nbs", ROOT / "_proc", ROOT / "_site_src", ROOT / "_docs"
+NBS = ROOT / "nbs"
+PROC = ROOT / "_proc"
+SRC = ROOT / "_site_src"
+OUT = ROOT / "_docs"
+MOVED = ROOT / "tools" / "moved_pages.csv"
 
 # Sections of the sidebar in the order of reading; a folder that is not listed comes last, under its own name.
 SECTIONS = {
     "": "Run it",
     "tutorials": "Tutorials",
     "foundations": "Foundations",
+    "training": "Training",
     "distillers": "Distillers",
     "attacks": "Attacks",
     "frequency": "Frequency",
@@ -35,6 +43,7 @@ SECTIONS = {
     "explore": "Explore",
     "analysis": "Analysis",
     "speed": "Speed",
+    "fast": "Under the hood",
 }
 
 
@@ -111,38 +120,91 @@ def joined(text):
     return "".join(text) if isinstance(text, list) else text
 
 
+def mend_cell(cell, mend):
+    "Every link in the text and in the markdown outputs of a cell"
+    if cell["cell_type"] == "markdown":
+        cell["source"] = mend_text(joined(cell["source"]), mend)
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        if "text/markdown" in data:
+            data["text/markdown"] = mend_text(joined(data["text/markdown"]), mend)
+
+
+def read_pages():
+    "The processed notebooks by path, and the name that each page gets"
+    books = {}
+    names = {}
+    for path in sorted(SRC.rglob("*.ipynb")):
+        name = path.relative_to(SRC).as_posix()
+        book = json.loads(path.read_text(encoding="utf-8"))
+        books[name] = book
+        names[name] = page_name(name, book["cells"])
+    twice = [n for n in names.values() if list(names.values()).count(n) > 1]
+    if twice:
+        sys.exit(f"two notebooks want the same page name: {sorted(set(twice))}")
+    return books, names
+
+
+def renamed(item, names):
+    "An entry of the sidebar with the final page names"
+    if isinstance(item, str):
+        return names.get(item, item)
+    return {**item, "contents": [renamed(inner, names) for inner in item["contents"]]}
+
+
 def mend_pages(config):
     "Copy _proc to _site_src with the final page names, and make every link agree with them"
     shutil.rmtree(SRC, ignore_errors=True)
     shutil.copytree(PROC, SRC)
-    site, blob = config["site"], config["blob"]
-    books, names = {}, {}
-    for path in sorted(SRC.rglob("*.ipynb")):
-        name, book = path.relative_to(SRC).as_posix(), json.loads(path.read_text(encoding="utf-8"))
-        books[name], names[name] = book, page_name(name, book["cells"])
-    twice = [n for n in names.values() if list(names.values()).count(n) > 1]
-    if twice:
-        sys.exit(f"two notebooks want the same page name: {sorted(set(twice))}")
+    books, names = read_pages()
     for name, book in books.items():
-        mend = lambda target: mended_link(target, name, names, site, blob)
+        mend = functools.partial(
+            mended_link, page=name, names=names, site=config["site"], blob=config["blob"]
+        )
         for cell in book["cells"]:
-            if cell["cell_type"] == "markdown":
-                cell["source"] = mend_text(joined(cell["source"]), mend)
-            for output in cell.get("outputs", []):
-                data = output.get("data", {})
-                if "text/markdown" in data:
-                    data["text/markdown"] = mend_text(joined(data["text/markdown"]), mend)
+            mend_cell(cell, mend)
         (SRC / name).unlink()
         (SRC / names[name]).write_text(json.dumps(book), encoding="utf-8")
     yml = yaml.safe_load((SRC / "sidebar.yml").read_text(encoding="utf-8"))
-    rename = lambda item: (
-        names.get(item, item)
-        if isinstance(item, str)
-        else {**item, "contents": [rename(i) for i in item["contents"]]}
-    )
     bar = yml["website"]["sidebar"]
-    bar["contents"] = [rename(item) for item in bar["contents"]]
+    bar["contents"] = [renamed(item, names) for item in bar["contents"]]
     (SRC / "sidebar.yml").write_text(yaml.safe_dump(yml, sort_keys=False), encoding="utf-8")
+
+
+# ---------------------------------------------------------------- addresses that existed once
+
+REDIRECT = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>This page has moved</title>
+<link rel="canonical" href="{site}/{new}">
+<meta http-equiv="refresh" content="0; url={link}">
+</head>
+<body><p>This page has moved to <a href="{link}">{new}</a>.</p></body>
+</html>
+"""
+
+
+def moved_pages(path=MOVED):
+    "Old address -> new address, for every page that the site ever had"
+    with open(path, encoding="utf-8", newline="") as file:
+        return {line["old"]: line["new"] for line in csv.DictReader(file)}
+
+
+def write_redirects(out, moved, site):
+    "A small page at every old address; returns a line for each address that leads nowhere"
+    found = []
+    for old, new in moved.items():
+        if not (out / new).is_file():
+            found.append(f"{old}: moved to {new}, which is no page (see {MOVED.name})")
+        elif old != new and (out / old).exists():
+            found.append(f"{old}: moved to {new}, but there is a page at the old address (see {MOVED.name})")
+        elif old != new:
+            link = posixpath.relpath(new, posixpath.dirname(old) or ".")
+            (out / old).parent.mkdir(parents=True, exist_ok=True)
+            (out / old).write_text(REDIRECT.format(site=site, new=new, link=link), encoding="utf-8")
+    return found
 
 
 # ---------------------------------------------------------------- the checks
@@ -185,53 +247,79 @@ class Page(HTMLParser):
         )
 
 
+def read_html(out):
+    "The links and anchors of every page of a site, by address"
+    return {
+        path.relative_to(out).as_posix(): Page(path.read_text(encoding="utf-8"))
+        for path in sorted(out.rglob("*.html"))
+    }
+
+
+def in_repository(link, blob):
+    "Whether a link to a file of the repository leads to one"
+    path = unquote(urlsplit(link).path)[len(urlsplit(blob).path) + 1 :]
+    return (ROOT / path).exists()
+
+
+def fault_of_link(link, name, out, pages, config):
+    "None for a link to another site, else what is wrong with it, empty when nothing is"
+    if link.startswith(config["blob"] + "/"):
+        return "" if in_repository(link, config["blob"]) else "no such file in the repository"
+    target = link
+    folder = posixpath.dirname(name)
+    if link.startswith(config["site"]):
+        target = link[len(config["site"]) :].lstrip("/")
+        folder = ""
+    parts = urlsplit(target)
+    if parts.scheme or parts.netloc:
+        return None
+    path = posixpath.normpath(posixpath.join(folder, unquote(parts.path))) if parts.path else name
+    if (out / path).is_dir():
+        path = posixpath.normpath(posixpath.join(path, "index.html"))
+    if path.startswith("../") or not (out / path).is_file():
+        return "no such page"
+    if path in pages and unquote(parts.fragment) not in pages[path].ids:
+        return "no such anchor"
+    return ""
+
+
 def broken_links(out, config):
     "One line for each link of the site in folder `out` that leads nowhere, and how many were followed"
-    pages = {
-        p.relative_to(out).as_posix(): Page(p.read_text(encoding="utf-8"))
-        for p in sorted(out.rglob("*.html"))
-    }
-    found, followed = [], 0
+    pages = read_html(out)
+    found = []
+    followed = 0
     for name, page in pages.items():
         for link in sorted(set(page.links)):
-            target, where = link, posixpath.dirname(name)
-            if link.startswith(config["blob"] + "/"):
-                followed += 1
-                path = unquote(urlsplit(link).path)[len(urlsplit(config["blob"]).path) + 1 :]
-                if not (ROOT / path).exists():
-                    found.append(f"{name}: {link} (no such file in the repository)")
-                continue
-            if link.startswith(config["site"]):
-                target, where = link[len(config["site"]) :].lstrip("/"), ""
-            parts = urlsplit(target)
-            if parts.scheme or parts.netloc:
+            fault = fault_of_link(link, name=name, out=out, pages=pages, config=config)
+            if fault is None:
                 continue
             followed += 1
-            path = posixpath.normpath(posixpath.join(where, unquote(parts.path))) if parts.path else name
-            if (out / path).is_dir():
-                path = posixpath.normpath(posixpath.join(path, "index.html"))
-            if path.startswith("../") or not (out / path).is_file():
-                found.append(f"{name}: {link} (no such page)")
-            elif path in pages and unquote(parts.fragment) not in pages[path].ids:
-                found.append(f"{name}: {link} (no such anchor)")
+            if fault:
+                found.append(f"{name}: {link} ({fault})")
     return found, followed
 
 
-def point_at_classes(out, config):
+def class_of_method(match, name, ids):
+    "A link to `Class.method` as it should be: to the class where the method has no heading"
+    page = name
+    if match[2]:
+        page = posixpath.normpath(posixpath.join(posixpath.dirname(name), match[2]))
+    known = ids.get(page, ())
+    owner = match[3].partition(".")[0]
+    if known and match[3] not in known and owner in known:
+        return f'{match[1]}{match[2]}#{owner}"'
+    return match[0]
+
+
+def point_at_classes(out):
     "A link to a method without a heading of its own goes to its class"
-    pages = {p.relative_to(out).as_posix(): p for p in sorted(out.rglob("*.html"))}
-    ids = {name: Page(path.read_text(encoding="utf-8")).ids for name, path in pages.items()}
-    for name, path in pages.items():
-
-        def retarget(m):
-            page = posixpath.normpath(posixpath.join(posixpath.dirname(name), m[2])) if m[2] else name
-            known, owner = ids.get(page, ()), m[3].partition(".")[0]
-            return f'{m[1]}{m[2]}#{owner}"' if known and m[3] not in known and owner in known else m[0]
-
-        text = path.read_text(encoding="utf-8")
+    ids = {name: page.ids for name, page in read_html(out).items()}
+    for name in ids:
+        retarget = functools.partial(class_of_method, name=name, ids=ids)
+        text = (out / name).read_text(encoding="utf-8")
         new = re.sub(r'(href=")([^"#:]*)#([\w-]+\.[\w.]+)"', retarget, text)
         if new != text:
-            path.write_text(new, encoding="utf-8")
+            (out / name).write_text(new, encoding="utf-8")
 
 
 # ---------------------------------------------------------------- the build
@@ -264,7 +352,8 @@ def main():
     os.environ.setdefault("DDROBUST_QUIET", "1")
     if sys.argv[1:] == ["yml"]:
         return write_yml()
-    config, lost = project(), lost_text()
+    config = project()
+    faults = lost_text()
     processed()
     mend_pages(config)
     render = subprocess.run(
@@ -273,21 +362,20 @@ def main():
     out = SRC / OUT.name
     if not out.is_dir():
         sys.exit("the site was not rendered")
-    point_at_classes(out, config)
-    found, followed = broken_links(out, config)
+    point_at_classes(out)
+    faults += write_redirects(out, moved=moved_pages(), site=config["site"])
+    broken, followed = broken_links(out, config)
     shutil.rmtree(OUT, ignore_errors=True)
     shutil.move(out, OUT)
     shutil.rmtree(SRC)
-    for line in lost:
+    for line in faults:
         print(line)
-    for line in found:
+    for line in broken:
         print(f"broken link in {line}")
     pages = len(list(OUT.rglob("*.html")))
-    print(
-        f"{pages} pages in {OUT.name}, {followed} links followed, {len(found)} broken"
-        + (", warnings above" if render.returncode else "")
-    )
-    sys.exit(1 if lost or found or render.returncode else 0)
+    warnings = ", warnings above" if render.returncode else ""
+    print(f"{pages} pages in {OUT.name}, {followed} links followed, {len(broken)} broken{warnings}")
+    sys.exit(1 if faults or broken or render.returncode else 0)
 
 
 if __name__ == "__main__":

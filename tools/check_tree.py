@@ -1,9 +1,9 @@
 """Run one step of the checks, print its time, and fail when it fails or changes the tree:
 
-    python tools/check_tree.py "export and clean" nbdev_export nbdev_clean
+    python tools/check_tree.py "export and clean" "python tools/export.py" nbdev_clean
     python tools/check_tree.py "notebook tests" "nbdev_test --n_workers 2"
 
-The tree is every file that git tracks or would track, as it lies there, committed or not. What a step has changed is named.
+The tree is every file that git tracks or would track, as it is on the disk, committed or not. Every file that a step has changed is named.
 """
 
 import hashlib
@@ -34,20 +34,30 @@ def fingerprint():
     }
 
 
+def what_happened(name, before, after):
+    "What became of a file"
+    if name not in before:
+        return "new"
+    return "changed" if name in after else "gone"
+
+
 def differences(before, after):
     "One line for each file that came, went or changed"
-    word = lambda name: "new" if name not in before else "gone" if name not in after else "changed"
+    names = sorted(before.keys() | after.keys())
     return [
-        f"{word(name)}: {name}"
-        for name in sorted(before.keys() | after.keys())
+        f"{what_happened(name, before, after)}: {name}"
+        for name in names
         if before.get(name) != after.get(name)
     ]
 
 
 def main():
-    label, commands = sys.argv[1], sys.argv[2:]
+    label = sys.argv[1]
+    commands = sys.argv[2:]
     print(f"== {label}", flush=True)
-    start, before, code = time.monotonic(), fingerprint(), 0
+    start = time.monotonic()
+    before = fingerprint()
+    code = 0
     for command in commands:
         code = subprocess.run(shlex.split(command), cwd=ROOT, stdin=subprocess.DEVNULL).returncode
         if code:

@@ -21,18 +21,22 @@ def margin(
     other = z.scatter(1, y[:, None], -torch.inf).max(1).values
     return z.gather(1, y[:, None])[:, 0] - other
 
-
-def margin_loss(z: torch.Tensor, y: torch.Tensor, confidence: float = 50) -> torch.Tensor:
+# %% ../../nbs/attacks/30_cw.ipynb #c302
+def margin_loss(
+    z: torch.Tensor,  # Logits [n,C]
+    y: torch.Tensor,  # Labels [n]
+    confidence: float = 50,  # Logits by which an image has to be wrong
+) -> torch.Tensor:  # [n]
     "Minus the margin, until the image is wrong by `confidence`"
     return -(margin(z, y) + confidence).clamp(min=0)
 
 # %% ../../nbs/attacks/30_cw.ipynb #c011
-@attack.named("cw", sharing="steps", tells=True)
+@attack(label="CW (margin)", shares="steps", tells_worst_iterate=True, white_box=True)
 def cw(
     model: nn.Module,
     x: torch.Tensor,
     y: torch.Tensor,
-    configs: list,
+    configs: list,  # That differ in steps only, the fewest first
     *,
     noise: torch.Tensor,  # One per image
 ):

@@ -9,7 +9,7 @@ __all__ = ['ascend', 'pgd']
 import torch
 from torch import nn
 
-from .fgsm import cross_entropy
+from .fgsm import cross_entropy, fgsm
 from ..fast.queries import loss_gradient
 from .attack import attack
 
@@ -18,31 +18,32 @@ def ascend(
     model: nn.Module,
     x: torch.Tensor,
     y: torch.Tensor,
-    configs: list,  # That differ in steps only, the fewest first: eps, steps, alpha, random_start
+    configs: list,  # That differ in steps only, the fewest first
     noise: torch.Tensor,  # In [-1,1]: the start, as a share of eps
     loss=cross_entropy,  # What to climb: maps logits and labels to one number per image
 ):  # Yields, for each, the last iterate, and which images were right at every one before
     "Sign steps up a loss, projected onto the ball and onto [0,1] after each"
-    eps, alpha, done = configs[0].eps_value, configs[0].alpha_value, 0
-    adv, always = (
-        (x + eps * noise).clamp(0, 1) if configs[0].random_start else x,
-        torch.ones_like(y, dtype=torch.bool),
-    )
+    eps = configs[0].eps_value
+    alpha = configs[0].alpha_value
+    adv = (x + eps * noise).clamp(0, 1) if configs[0].random_start else x
+    always = torch.ones_like(y, dtype=torch.bool)
+    done = 0
     for config in configs:
         for _ in range(config.steps - done):
-            z, _, g = loss_gradient(model, adv, lambda z: loss(z, y))
+            z, _, gradient = loss_gradient(model, adv, lambda z: loss(z, y))
             always = always & (z.argmax(1) == y)
-            adv = (x + (adv + alpha * g.sign() - x).clamp(-eps, eps)).clamp(0, 1)
+            change = adv + alpha * gradient.sign() - x
+            adv = (x + change.clamp(-eps, eps)).clamp(0, 1)
         done = config.steps
         yield adv, always
 
 # %% ../../nbs/attacks/25_pgd.ipynb #c010
-@attack.named("pgd", sharing="steps", tells=True)
+@attack(shares="steps", tells_worst_iterate=True, white_box=True, not_weaker_than=(fgsm,))
 def pgd(
     model: nn.Module,
     x: torch.Tensor,
     y: torch.Tensor,
-    configs: list,
+    configs: list,  # That differ in steps only, the fewest first
     *,
     noise: torch.Tensor,  # One per image
 ):

@@ -17,38 +17,34 @@ from math import ceil
 
 import pandas as pd
 import torch
-from ..attacks.robustness import parts_of, work_per_survivor
-from ..attacks.attack import together
-from ..distillers.dc import loops
-from ..training.distilled import distiller
+from ..attacks.robustness import groups_to_run, work_per_survivor
+from ..training.distiller import WHOLE, distiller
 from .plan import Plan
 from ..foundations.networks import count_parameters, make_network
 from ..results.plan import Cell
-from ..results.sources import DistilledHere, GivenModel, Published, part_configs
+from ..results.sources import DistilledHere, GivenModel, NeededPart, Published, needed_parts
 from ..results.stages import attack_key
 from ..results.store import Store
 
 # %% ../../nbs/grid/20_cost.ipynb #c005
-def distil_passes(cell: Cell) -> float:
-    "Passes through the distilling network until a set is there, without what the method reads"
-    o, classes, ipc, m = cell.options, cell.data.spec.classes, cell.ipc, cell.method
-    if m in ("dc", "dsa"):
-        outer, inner = loops(ipc, o["outer"], o["inner"])
-        return o["iterations"] * outer * classes * (3 * o["batch_real"] + 10 * ipc + inner * 3 * ipc)
-    if m == "dm":
-        return o["iterations"] * classes * (o["batch_real"] + 3 * ipc)
-    if m in ("mtt", "tesla"):
-        return 10 * o["iterations"] * o["syn_steps"] * (o["batch_syn"] or ipc * classes)
-    if m in ("sre2l", "sre2l_hard"):
-        return 3 * o["iterations"] * ipc * classes
-    if m == "herding":
-        return (3 * o["epochs"] + 1) * len(cell.data.train_labels)
-    return 0  # random images, k-means of pixels, and whatever a user adds: not known
+def distil_passes(
+    cell: Cell,
+) -> float:  # None where the method does not declare it
+    "Passes through the distilling network until a set is there, without those of its prerequisites"
+    method = distiller[cell.method]
+    if method.passes is None:
+        return None
+    return method.passes(cell.options, cell.data.spec.classes, cell.ipc, len(cell.data.train_labels))
 
 
-def prerequisite_passes(cell: Cell, config: dict) -> float:
-    "Passes of one part that a method reads: an expert or a teacher"
-    return 3 * config["epochs"] * (config.get("images") or len(cell.data.train_labels))
+def prerequisite_passes(
+    cell: Cell,
+    part: NeededPart,
+) -> float:  # None where the method does not declare it
+    "Passes of one part that a method needs first, for example of one expert"
+    if part.prerequisite.passes is None:
+        return None
+    return part.prerequisite.passes(part.config, len(cell.data.train_labels))
 
 # %% ../../nbs/grid/20_cost.ipynb #c008
 def train_passes(cell: Cell) -> float:
@@ -58,12 +54,13 @@ def train_passes(cell: Cell) -> float:
     r, n = (
         cell.recipe,
         len(cell.data.train_labels)
-        if cell.method == "whole"
+        if cell.method == WHOLE
         else (len(cell.source.dset) if cell.source.given else cell.ipc * cell.data.spec.classes),
     )
-    relabelled = cell.method in ("sre2l", "random_teacher") or bool(
-        cell.source.given and cell.source.dset.teacher
-    )
+    if cell.source.given:
+        relabelled = bool(cell.source.dset.teacher)
+    else:
+        relabelled = cell.method in distiller and distiller[cell.method].relabels
     looks = ceil(r.epochs / r.check_every) * (r.check_n or len(cell.data.test_labels)) if r.check_every else 0
     return r.epochs * n * (4 if relabelled else 3) + looks + 2 * len(cell.data.test_labels)
 
@@ -76,9 +73,7 @@ def attack_passes(cell: Cell, configs) -> float:
 
 def attack_groups(configs) -> list:
     "Threats in the groups that are run at once, without AutoAttack where its parts are run anyway"
-    return together(
-        [t for t in configs if t.attack != "autoattack" or not all(p in configs for p in parts_of(t))]
-    )
+    return groups_to_run(configs)
 
 # %% ../../nbs/grid/20_cost.ipynb #c011
 def seconds_per_pass(
@@ -146,11 +141,10 @@ def disk_mb(cell: Cell, stage: str, network: str) -> float:
     spec = cell.data.spec
     if stage == "distil":
         return 2 * 4 * cell.ipc * spec.classes * spec.channels * spec.size**2 / 2**20
-    copies = {
-        "expert": cell.options.get("max_start", 0) + cell.options.get("expert_span", 0),
-        "teacher": 1,
-        "train": 3,
-    }
+    copies = {"train": 3}
+    for prerequisite in distiller[cell.method].prerequisites if cell.method in distiller else ():
+        if prerequisite.copies:
+            copies[prerequisite.stage] = prerequisite.copies(cell.options)
     return copies.get(stage, 0) * 4 * network_size(network, spec)[1] / 2**20
 
 # %% ../../nbs/grid/20_cost.ipynb #c017
@@ -171,7 +165,9 @@ class CostEstimate:
     def __str__(self):
         l = self.lines
         waiting, gb = l[l["to do"] != ""], l["disk MB"].sum() / 1024
-        return f"{len(l)} cells, {len(waiting)} with something to do: about {format_duration(self.seconds)} with {self.workers} at a time, up to {waiting['memory MB'].max() / 1024 if len(waiting) else 0:.1f} GB of memory each, {gb:.1f} GB of disk"
+        unpriced = l["note"].str.contains("not known").sum()
+        more = f", and {unpriced} cells with work whose time is not known" if unpriced else ""
+        return f"{len(l)} cells, {len(waiting)} with something to do: about {format_duration(self.seconds)}{more} with {self.workers} at a time, up to {waiting['memory MB'].max() / 1024 if len(waiting) else 0:.1f} GB of memory each, {gb:.1f} GB of disk"
 
 
 def format_duration(s: float) -> str:
@@ -195,12 +191,12 @@ def cell_stages(cell: Cell) -> list:
     if isinstance(cell.source, DistilledHere):
         parts = [
             (
-                distiller[cell.method].prerequisite.stage,
+                part.prerequisite.stage,
                 key,
-                prerequisite_passes(cell, c),
-                c.get("network") or cell.distill_network,
+                prerequisite_passes(cell, part),
+                part.config.get("network") or cell.distill_network,
             )
-            for key, c in part_configs(cell).items()
+            for key, part in needed_parts(cell).items()
         ]
         parts += [("distil", cell.set_key, distil_passes(cell), cell.distill_network)]
     else:
@@ -260,7 +256,9 @@ def estimate_cost(
                     "seconds": sum(
                         passes * each(network, c.cell.data.spec, c.cell.device)
                         for _, _, passes, network in todo
+                        if passes is not None
                     ),
+                    "note": _unpriced(c.cell, todo) or line["note"],
                     "memory MB": memory_mb(c.cell),
                     "disk MB": sum(disk_mb(c.cell, stage, network) for stage, _, _, network in todo),
                 }
@@ -268,6 +266,12 @@ def estimate_cost(
             line |= _mixing_line(c, each)
         lines.append(line)
     return CostEstimate(pd.DataFrame(lines), workers)
+
+
+def _unpriced(cell, todo):
+    "A note about stages whose work is not declared, so that no total hides them"
+    stages = sorted({stage for stage, _, passes, _ in todo if passes is None})
+    return f"time of {', '.join(stages)} not known: {cell.method} declares no passes" if stages else ""
 
 
 def _counted(todo):

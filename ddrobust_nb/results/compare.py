@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CELL_FIELDS', 'MODEL_FIELDS', 'PROTOCOL_ORDER', 'RUN_FIELDS', 'MARKS', 'OURS', 'typed_frame', 'differs_from_protocol',
            'rows_of_file', 'find_rows', 'page_rows', 'describe_rows', 'with_clean', 'reason_to_leave_out',
-           'matching_rows', 'nearest_experiment', 'protocol_mark', 'our_cell', 'beside_paper', 'setting_label',
+           'candidate_rows', 'nearest_experiment', 'protocol_mark', 'our_cell', 'beside_paper', 'setting_label',
            'cell_text', 'printed_layout', 'notes_on', 'difference_table', 'drop_rates']
 
 # %% ../../nbs/results/70_compare.ipynb #c002
@@ -26,13 +26,12 @@ from PIL import Image
 
 import ddrobust_nb.results.plan  # every distiller is known after that
 from ..attacks.metrics import wilson
-from ..attacks.attack import PARTS
+from ..attacks.attack import short_label, takes_preset, takes_steps
 from ..foundations.core import InputError, check_choice
-from ..training.distilled import distiller, own_options
+from ..training.distiller import WHOLE, distiller, own_options
 from ..training.protocols import PROTOCOLS, preset_options
-from .paper import PAPER_DATASETS, PAPER_METHODS, paper_anomalies
+from .paper import PAPER_DATASET_NAMES, PAPER_METHOD_NAMES, paper_anomalies
 from .lines import deviation, experiments_of
-from .report import ATTACK_LABEL
 from .reading import read_results
 from .rows import results_frame
 from .styles import method_label
@@ -77,7 +76,7 @@ def rows_of_file(
         elsewhere = (
             rows["distill_network"].fillna("").ne("")
             & (rows["distill_network"] != rows["network"])
-            & (rows["method"] != "whole")
+            & (rows["method"] != WHOLE)
         )
         return rows.assign(changed=(anew | elsewhere | (rows["select"] != select)).astype(bool))
     except InputError:
@@ -196,14 +195,14 @@ def reason_to_leave_out(
         return "another network"
     if row["backend"]:
         return f"run by {row['backend']}"
-    if row["attack"] in (*PARTS, "autoattack") and row["preset"] != "aa-paper":
+    if takes_preset(row["attack"]) and row["preset"] != "aa-paper":
         return f"preset {row['preset']}"
-    if row["attack"] in ("pgd", "cw") and row["alpha"] != "2/255":
+    if takes_steps(row["attack"]) and row["alpha"] != "2/255":
         return "another step size"
     return "" if protocol in ("auto", row["protocol"]) else f"protocol {row['protocol']}"
 
 # %% ../../nbs/results/70_compare.ipynb #c032
-def matching_rows(
+def candidate_rows(
     paper: pd.DataFrame,  # Of `paper_table`
     rows: pd.DataFrame,  # Of `find_rows`
     protocol: str = "auto",
@@ -307,7 +306,7 @@ def beside_paper(
 ) -> pd.DataFrame:
     "A table of the paper with our number for each cell that has one; `difference` is ours less the paper's"
     check_choice("protocol", protocol, ("auto", *PROTOCOL_ORDER))
-    met = matching_rows(paper, rows, protocol)
+    met = candidate_rows(paper, rows, protocol)
     meant = [group for _, group in met[met["why"] == ""].groupby(CELL_FIELDS, dropna=False, sort=False)]
     chosen = [nearest_experiment(group) for group in meant]
     ours = pd.DataFrame([our_cell(group) for group in chosen], columns=[*CELL_FIELDS, *OURS]).astype(
@@ -345,9 +344,9 @@ def setting_label(attack: str, eps_255=None, steps=None) -> str:
     "The heading of a column: attack, size, steps; CW is the paper's name for PGD on the margin"
     size = "" if eps_255 is None or pd.isna(eps_255) else f" {eps_255:g}/255"
     return (
-        ATTACK_LABEL.get(attack, attack).removesuffix(" (margin)")
+        ("clean" if attack == "none" else short_label(attack))
         + size
-        + (f", {int(steps)} steps" if attack in ("pgd", "cw") and not pd.isna(steps) else "")
+        + (f", {int(steps)} steps" if takes_steps(attack) and not pd.isna(steps) else "")
     )
 
 # %% ../../nbs/results/70_compare.ipynb #c055
@@ -359,7 +358,7 @@ def cell_text(
     spread = f" ± {100 * row['sd']:.2f}" if several else ""
     if not row["missing"] and row["sets"] > 1:
         spread += f" ({int(row['sets'])} sets ± {100 * row['sd_sets']:.2f})"
-    ours = "–" if row["missing"] else f"{100 * row['ours']:.2f}{spread} {row['protocol_mark']}".rstrip()
+    ours = "–" if row["missing"] else f"{100 * row['ours']:.2f}{spread} {row['mark']}".rstrip()
     return f"{row['printed']}{'*' if row['noted'] else ''} | {ours}"
 
 # %% ../../nbs/results/70_compare.ipynb #c057
@@ -386,8 +385,8 @@ def printed_layout(
         text=[cell_text(row) for row in beside.to_dict("records")],
     )
     orders = {
-        "dataset": place(PAPER_DATASETS),
-        "method": place(PAPER_METHODS),
+        "dataset": place(PAPER_DATASET_NAMES),
+        "method": place(PAPER_METHOD_NAMES),
         "ipc": {i: i for i in b["ipc"].dropna()},
         "setting": place(dict.fromkeys(b["setting"])),
     }
@@ -406,7 +405,7 @@ def printed_layout(
 def printed_names(table):
     "Names as they are printed: datasets, methods, and `all` for the IPC of a whole training set"
     names = {
-        "dataset": lambda c: c.map(PAPER_DATASETS),
+        "dataset": lambda c: c.map(PAPER_DATASET_NAMES),
         "method": lambda c: c.map(method_label),
         "ipc": lambda c: c.astype("string").fillna("all"),
     }

@@ -85,7 +85,8 @@ def table_rows(
     "One row per parameter, and one for what comes back"
     plain = lambda text: f"`{text}`" if text else ""
     kind = lambda annotation: plain(shown_type(annotation))
-    notes = docments(sym, full=True)
+    is_plain = inspect.isroutine(sym) or inspect.isclass(sym)
+    notes = docments(sym if is_plain else type(sym).__call__, full=True)
     note = lambda name: notes[name].get("docment") if name in notes else ""
     rows = [
         (f"<code>{p.name}</code>", kind(p.annotation), plain(shown_default(p.default)), note(p.name))
@@ -118,7 +119,7 @@ def source_link(
     if not getattr(module, "__name__", "").startswith(cfg.lib_name + "."):
         return ""
     path = Path(module.__file__).resolve().relative_to(cfg.config_path.resolve()).as_posix()
-    line = inspect.getsourcelines(sym)[1]
+    line = inspect.getsourcelines(getattr(sym, "bare", sym))[1]  # of an attack, what its author wrote
     return f'[source]({cfg.git_url}/blob/{cfg.branch}/{path}#L{line}){{target="_blank" style="float:right; font-size:smaller"}}'
 
 # %% ../../nbs/results/90_doctables.ipynb #c032

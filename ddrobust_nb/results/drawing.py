@@ -22,7 +22,7 @@ from matplotlib.textpath import text_to_path
 from PIL import Image
 
 from ..foundations.core import InputError, unknown_name
-from .paper import PAPER_DATASETS
+from .paper import PAPER_DATASET_NAMES, PAPER_METHOD_NAMES
 from .store import replacing
 from .compare import notes_on, printed_layout
 from .styles import drawing_style, method_styles
@@ -37,7 +37,7 @@ def plot_drop_rates(
         raise InputError("there are no cells to draw: give drop rates of at least one cell of the paper")
     panels = list(dict.fromkeys(beside["dataset"]))
     ipcs = sorted(beside["ipc"].dropna().unique())
-    methods = [name for name in PAPER_METHODS if name in set(beside["method"])]
+    methods = [name for name in PAPER_METHOD_NAMES if name in set(beside["method"])]
     styles = method_styles(dict.fromkeys([*methods, *beside["method"]]))
     with drawing_style():
         fig, axes = plt.subplots(
@@ -52,7 +52,7 @@ def plot_drop_rates(
             for method, rows in beside[beside["dataset"] == name].groupby("method", sort=False):
                 _draw_curve(ax, styles[method], rows, ipcs)
             ax.set_xticks(range(len(ipcs)), ipcs)
-            ax.set(title=PAPER_DATASETS[name], xlabel="images per class", ylim=(0, 101))
+            ax.set(title=PAPER_DATASET_NAMES[name], xlabel="images per class", ylim=(0, 101))
         axes[0][0].set_ylabel("drop rate, % of clean accuracy")
         fig.legend(handles=_legend(beside, styles), loc="outside right center")
         have = int((~beside["missing"]).sum())

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..attacks.attack import attack_list
+from ..attacks.attack import attack_list, find_attack, short_label
 from ..foundations.bands import check_frequency
 from ddrobust_nb.foundations.core import (
     InputError,
@@ -35,7 +35,7 @@ from .methods import code_of, load_methods
 from .sources import DistilledHere, GivenModel, GivenSet, Published, Source, WholeTraining
 from .sources import given_source, published, read_weights
 from .store import Store, check_format, check_writable, find_store, stage_key
-from ..training.distilled import distiller, own_options
+from ..training.distiller import WHOLE, distiller, own_options
 from ..training.fit import Recipe
 from ..training.protocols import PROTOCOLS, Protocol, preset_options, protocol_for, recipe_for
 
@@ -206,12 +206,13 @@ def check_n_test(n_test: int, data: Data):
 # %% ../../nbs/results/50_plan.ipynb #c027
 def check_classes(configs: list, data: Data):
     "Refuse attacks that need more classes than there are"
-    needs_four = any(config.attack in ("apgd-t", "autoattack") for config in configs)
-    if needs_four and data.spec.classes < 4:
-        raise InputError(
-            f"APGD-T, and so AutoAttack, needs at least 4 classes, {data.spec.name} has {data.spec.classes}: "
-            "choose other attacks, such as attacks='fgsm@2/255,pgd@2/255@10,fab-t@2/255'"
-        )
+    for config in configs:
+        needed = find_attack(config.attack).min_classes
+        if data.spec.classes < needed:
+            raise InputError(
+                f"{short_label(config.attack)} needs at least {needed} classes, {data.spec.name} has "
+                f"{data.spec.classes}: choose other attacks, such as attacks='fgsm@2/255,pgd@2/255@10,fab-t@2/255'"
+            )
 
 # %% ../../nbs/results/50_plan.ipynb #c030
 @dataclass(frozen=True)
@@ -265,7 +266,7 @@ def identify(
         return given_source(given, data)
     method = check_choice("method", given.get("method", PARAMETERS["method"]), distiller)
     ipc = given.get("ipc", PARAMETERS["ipc"])
-    if method == "whole":
+    if method == WHOLE:
         check_int("ipc", ipc, 1)
         return method, None, WholeTraining()
     smallest_class = min(map(len, data.per_class))
@@ -287,7 +288,8 @@ def complete_cell(
     check_classes(known["configs"], data)
     preset = preset_options(protocol.name, method, data.spec.name, ipc).get("network", "auto")
     network = _network([asked["network"], source.network, preset], data)
-    distill_network = _network([asked["distill_network"], preset], data)
+    usual = "auto" if source.given else distiller[method].network or "auto"  # of the method
+    distill_network = _network([asked["distill_network"], preset, usual], data)
     options = {}
     if isinstance(source, GivenModel):
         read_weights(source.checkpoint, make_network(network, data.spec, device="meta"))

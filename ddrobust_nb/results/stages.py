@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torchvision.models import ResNet18_Weights
 from ..attacks.attack import AttackConfig
 from ..attacks.checks import attack_checks, model_checks
-from ..attacks.robustness import Evaluation, attacked_index, evaluate
+from ..attacks.robustness import Evaluation, ModelEvaluation, attacked_index
 from ..foundations.compiling import can_compile, worth_compiling
 from ..foundations.core import InputError, check_path
 from ..foundations.data import as_pixels
@@ -33,21 +33,22 @@ from ddrobust_nb.results.sources import (
     distil_config,
     model_key,
     model_seeds,
-    part_configs,
+    needed_parts,
     read_weights,
 )
 from .store import cached, cached_together, sha256_of, stage_key, write_json
-from ..training.distilled import DistilledSet, distiller, load_set, save_set
+from ..training.distilled import DistilledSet, load_set, save_set
+from ..training.distiller import distiller
 from ..training.fit import History, fit, frozen, weights
 
 # %% ../../nbs/results/55_stages.ipynb #c007
 def make_part(
     cell: Cell,
-    key: str,  # One of `part_configs`
+    key: str,  # One of `needed_parts`
 ) -> Path:
     "The file of one part, from the store or made now"
-    prerequisite = distiller[cell.method].prerequisite
-    config = part_configs(cell)[key]
+    part = needed_parts(cell)[key]
+    prerequisite, config = part.prerequisite, part.config
 
     def make(state, save):
         return prerequisite.make(cell.data, config, device=cell.device, state=state, save=save)
@@ -63,7 +64,7 @@ def make_part(
 # %% ../../nbs/results/55_stages.ipynb #c009
 def prerequisite_parts(cell: Cell) -> dict:  # key -> file, in the order of the method
     "The parts that the method of a cell needs, from the store or made now"
-    return {key: make_part(cell, key) for key in part_configs(cell)}
+    return {key: make_part(cell, key) for key in needed_parts(cell)}
 
 # %% ../../nbs/results/55_stages.ipynb #c012
 @dataclass(frozen=True)
@@ -94,20 +95,17 @@ def read_teacher(
 # %% ../../nbs/results/55_stages.ipynb #c019
 def run_distiller(
     cell: Cell,
-    parts=None,  # key -> file of what the method needs first
+    files=None,  # key -> file of what the method needs first
     *,
     watch=None,
     state=None,
     save=None,
 ) -> DistilledSet:
     "Call the distiller of a cell with everything it needs"
-    method = distiller[cell.method]
-    extra = {}
-    if parts:
-        extra[method.prerequisite.keyword] = [*parts.values()]
-    if watch:
-        extra["watch"] = watch
-    return method(
+    extra = {"watch": watch} if watch else {}
+    for key, part in needed_parts(cell).items():
+        extra.setdefault(part.prerequisite.keyword, []).append(files[key])
+    return distiller[cell.method](
         cell.data,
         cell.ipc,
         seed=cell.seed,
@@ -134,14 +132,18 @@ def distil_cell(
         return Distilled(source.dset, key, teacher, source.origin)
     if isinstance(source, WholeTraining):
         return Distilled(run_distiller(cell), key, origin=source.origin)
-    parts = prerequisite_parts(cell)
+    files = prerequisite_parts(cell)
 
     def make(state, save):
-        return run_distiller(cell, parts, watch=watch, state=state, save=save)
+        return run_distiller(cell, files, watch=watch, state=state, save=save)
 
     dset = cached(cell.store, "distil", key, distil_config(cell), make, save_set, load_set)
-    teacher = read_teacher(cell, dset, *parts.values()) if dset.teacher else None
-    return Distilled(dset, key, teacher, source.origin)
+    if not dset.teacher:
+        return Distilled(dset, key, origin=source.origin)
+    teachers = [
+        files[key] for key, part in needed_parts(cell).items() if part.prerequisite.stage == "teacher"
+    ]
+    return Distilled(dset, key, read_teacher(cell, dset, *teachers), source.origin)
 
 # %% ../../nbs/results/55_stages.ipynb #c022
 @dataclass(frozen=True)
@@ -323,23 +325,21 @@ def attack_one(
     model: Trained,
 ) -> list:  # Of `Evaluation`
     "All evaluations of one model; each is kept as soon as those that share its work are finished"
-
-    def keep(configs, work):
-        keys = {config: attack_key(cell, model.key, config) for config in configs}
-        found = cached_together(
-            cell.store, "attack", keys, attack_config_fields, work, _write_evaluation, _read_evaluation
-        )
-        return found.values()
-
-    return evaluate(
+    run = ModelEvaluation(
         model.model,
         cell.data,
         cell.configs,
         n_test=cell.n_test,
         seed=cell.seed,
         device=cell.device,
-        keep=keep,
     )
+    for group in run.groups:
+        keys = {config: attack_key(cell, model.key, config) for config in group}
+        found = cached_together(
+            cell.store, "attack", keys, attack_config_fields, run.attack, _write_evaluation, _read_evaluation
+        )
+        run.add(found.values())
+    return run.results()
 
 
 def _write_evaluation(evaluation, folder):

@@ -21,21 +21,23 @@ from ddrobust_nb.attacks import (
 )  # noqa: F401 (they fill the registry)
 from ddrobust_nb.attacks.checks import model_checks
 from ddrobust_nb.attacks.cw import margin_loss
-from ddrobust_nb.attacks.robustness import evaluate, run_threats
+from ddrobust_nb.attacks.robustness import evaluate, run_group
 from ddrobust_nb.attacks.attack import (
-    PARTS,
-    PRESETS,
+    AA_PRESETS,
     AttackConfig,
-    attack,
-    attack_chunks,
-    attack_images,
-    attack_together,
     at_eps,
-    parse_attacks,
+    attack,
     attack_list,
-    together,
+    group_configs,
+    parse_attacks,
+)
+from ddrobust_nb.attacks.autoattack import PARTS
+from ddrobust_nb.attacks.running import (
+    attack_chunks,
+    attack_group,
+    attack_images,
+    leaving_no_trace,
     unit_noise,
-    untouched,
 )
 from ddrobust_nb.foundations.core import InputError, generator
 from ddrobust_nb.foundations.data import Spec, as_pixels, make_data, specs, test_subset as subset
@@ -241,7 +243,7 @@ def test_margin_survives_saturation():
         attack_images(loud, x, y, config("cw")).flags.float().mean()
         < attack_images(loud, x, y, config("pgd")).flags.float().mean() - 0.3
     )
-    still = (fgsm_module.fgsm.images(loud, x, y, config("fgsm")) == x).flatten(1).all(1)
+    still = (fgsm_module.fgsm(loud, x, y, eps="8/255") == x).flatten(1).all(1)
     assert still.float().mean() > 0.3, (
         "cross-entropy has no gradient left on many images, and they show it by not moving"
     )
@@ -262,7 +264,7 @@ def test_same_as_torchattacks():
     needs_torchattacks()
     net, x, y = world()
     assert torch.equal(
-        fgsm_module.fgsm.images(net, x, y, AttackConfig("fgsm", "8/255")),
+        fgsm_module.fgsm(net, x, y, eps="8/255"),
         attack_images(net, x, y, AttackConfig("ta:FGSM", "8/255")).images,
     )
 
@@ -354,7 +356,6 @@ def test_eps_is_in_pixels_whatever_the_model_does_with_them():
 def test_contract(name, channels, size, classes):
     net, x, y = world(n=14, channels=channels, size=size, classes=classes)
     config, before = quick(name), x.clone()
-    public = attack[name.split(":")[0]]
     out = attack_images(net, x, y, config, seed=3)
     assert torch.equal(x, before), "the images of the caller are not touched"
     assert (
@@ -370,8 +371,12 @@ def test_contract(name, channels, size, classes):
     )
     with torch.no_grad():
         assert torch.equal(out.flags, net(out.images).argmax(1) == y)
-    assert torch.equal(public(net, x, y, config, seed=3), out.flags), "same seed, same flags"
-    assert torch.equal(public.images(net, x, y, config, seed=3), out.images), "same seed, same images"
+    again = attack_images(net, x, y, config, seed=3)
+    assert torch.equal(again.flags, out.flags), "same seed, same flags"
+    assert torch.equal(again.images, out.images), "same seed, same images"
+    if not name.startswith("ta:"):
+        adv = attack[name](net, x, y, config.eps, config.steps, preset=config.preset, seed=3)
+        assert torch.equal(adv, out.images), "called by hand"
     assert out.forwards > 0 and out.seconds > 0 and (out.gradients > 0) == (name not in ("uniform", "square"))
     if name in (*PARTS, "autoattack"):
         assert torch.equal(out.images[::6], x[::6]) and not out.flags[::6].any(), (
@@ -458,8 +463,9 @@ def test_a_batch_without_a_right_image(name, right):
 def test_public_functions_on_images_in_the_order_of_their_classes(public, right):
     "With the batch that they choose by themselves; library attacks have the same one"
     net, x, y, there = ordered(right, each=128)
-    config = AttackConfig(public.registered, "0/255")
-    assert torch.equal(public(net, x, y, config), there)
+    config = public.config("0/255")
+    assert torch.equal(public(net, x, y, "0/255"), x)
+    assert torch.equal(attack_images(net, x, y, config).flags, there)
     assert torch.equal(attack_images(net, x, y, AttackConfig("ta:PGD", "0/255", 2)).flags, there)
     assert attack_images(net, x[:0], y[:0], config).always is None or attack_images(
         net, x[:0], y[:0], config
@@ -474,7 +480,7 @@ def test_what_tells_says_so_of_every_chunk_and_of_none():
             for _, outs in attack_chunks(net, x, y, AttackConfig(name, "0/255"), batch=4)
         ]
         assert chunks == [[False] * 4, [True] * 4]
-        [nothing] = run_threats(net, x, y, torch.arange(0), [AttackConfig(name)], device="cpu")
+        [nothing] = run_group(net, x, y, torch.arange(0), [AttackConfig(name)], device="cpu")
         assert nothing.flags.shape == nothing.always.shape == (0,)
 
 
@@ -483,16 +489,14 @@ def test_what_tells_says_so_of_every_chunk_and_of_none():
 def test_any_attack_that_tells(right, declared):
     "Declared or not; only where nothing at all was attacked, an attack that is not declared has told nothing"
 
-    @attack.named("telling", sharing="steps", tells=declared)
+    @attack(shares="steps", tells_worst_iterate=declared)
     def telling(model, x, y, configs):
         for _ in configs:
             yield x, torch.arange(len(x)) % 2 == 0
 
     net, x, y, there = ordered(right)
     try:
-        outs = attack_together(
-            net, x, y, [AttackConfig("telling", "1/255", steps) for steps in (1, 2)], batch=4
-        )
+        outs = attack_group(net, x, y, [AttackConfig("telling", "1/255", steps) for steps in (1, 2)], batch=4)
     finally:
         del attack["telling"]
     for out in outs:
@@ -519,7 +523,7 @@ def test_few_classes(classes):
     net, x, y = world(n=8, classes=classes)
     for name in ("pgd", "cw", "apgd-ce", "fab-t", "square"):
         assert attack_images(net, x, y, quick(name)).flags.shape == (8,)
-    for preset in PRESETS:
+    for preset in AA_PRESETS:
         if classes >= 4:
             assert attack_images(net, x, y, AttackConfig("apgd-t", "8/255", preset=preset)).flags.shape == (
                 8,
@@ -598,14 +602,14 @@ def test_sharing_changes_nothing():
         "fab-t@2/255,fab-t@6/255",
         "aa-quick@2/255,aa-quick@4/255,aa-quick@8/255",
     ):
-        [run] = together(parse_attacks(text, "aa-quick"))
-        shared, alone = attack_together(net, x, y, run), [attack_images(net, x, y, t) for t in run]
+        [run] = group_configs(parse_attacks(text, "aa-quick"))
+        shared, alone = attack_group(net, x, y, run), [attack_images(net, x, y, t) for t in run]
         assert all(torch.equal(a.flags, b.flags) for a, b in zip(shared, alone)), text
         assert sum(a.gradients for a in shared) < sum(b.gradients for b in alone), text
 
 
 def test_what_shares_a_run():
-    runs = [[str(t) for t in run] for run in together(attack_list("paper"))]
+    runs = [[str(t) for t in run] for run in group_configs(attack_list("paper"))]
     assert (
         ["fgsm@2/255", "fgsm@4/255", "fgsm@8/255"] in runs
         and ["pgd@2/255@5", "pgd@2/255@10"] in runs
@@ -614,7 +618,7 @@ def test_what_shares_a_run():
     for name in (*PARTS, "aa-paper"):
         assert [f"{name}@{k}/255" for k in (1, 2, 3, 4)] in runs
     assert sum(map(len, runs)) == 33
-    assert len(together(parse_attacks("pyautoattack:fab-t@1/255,pyautoattack:fab-t@2/255"))) == 2, (
+    assert len(group_configs(parse_attacks("pyautoattack:fab-t@1/255,pyautoattack:fab-t@2/255"))) == 2, (
         "a library shares nothing"
     )
 
@@ -671,7 +675,7 @@ def survivors(net, x, y, name, preset="aa-quick", eps="1/255"):
 def test_survivors_have_had_everything(preset):
     "Speed is not bought with weakness: who counts as robust has had all iterations, all targets, all queries"
     net, x, y = world(n=30)
-    p = PRESETS[preset]
+    p = AA_PRESETS[preset]
     targets = min(p["targets"] or 9, 9)
     out, n = survivors(net, x, y, "apgd-ce", preset)
     assert (out.gradients, out.forwards) == (n * p["steps"], n * (p["steps"] + 2))
@@ -681,7 +685,7 @@ def test_survivors_have_had_everything(preset):
     assert (out.gradients, out.forwards) == (n * p["steps"] * targets, n * (2 * p["steps"] * targets + 2))
     out, n = survivors(net, x, y, "square", "aa-quick")
     assert out.gradients == 0 and out.forwards <= n * (
-        PRESETS["aa-quick"]["queries"] + 2
+        AA_PRESETS["aa-quick"]["queries"] + 2
     )  # what is not asked: see the test of Square
 
 
@@ -804,7 +808,7 @@ def test_throughput_on_a_gpu(record_property):
 
     (slow, apart), (fast, shared) = (
         timed(lambda: [attack_images(net, x, y, t) for t in configs]),
-        timed(lambda: attack_together(net, x, y, configs)),
+        timed(lambda: attack_group(net, x, y, configs)),
     )
     record_property("images a second", round(len(x) * len(configs) / fast))
     record_property("times as fast as one by one", round(slow / fast, 2))
@@ -881,7 +885,7 @@ def test_a_broken_attack_is_found_out(name, monkeypatch):
         monkeypatch.setattr(
             attack[name],
             "bare",
-            lambda model, x, y, configs: iter([broken(x)]) if attack[name].sharing else broken(x),
+            lambda model, x, y, configs: iter([broken(x)]) if attack[name].shares else broken(x),
         )
         with pytest.raises(RuntimeError, match="the attack is broken"):
             attack_images(net, x, y, AttackConfig(name))
@@ -971,9 +975,9 @@ def test_chunks_cover_everything_once():
     assert sorted(seen.tolist()) == list(range(30))
 
 
-def test_untouched_restores_a_replaced_buffer():
+def test_leaving_no_trace_restores_a_replaced_buffer():
     net, _, _ = world()
     kept = net[1].running_mean
-    with untouched(net):
+    with leaving_no_trace(net):
         net[1].running_mean = kept + 1
     assert net[1].running_mean is kept

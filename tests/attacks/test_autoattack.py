@@ -12,7 +12,7 @@ from pyautoattack.square import SquareAttack
 from torch import nn
 
 from ddrobust_nb.attacks import apgd as apgd_module, fab as fab_module, square as square_module
-from ddrobust_nb.attacks import attack as threat_module
+from ddrobust_nb.attacks import running
 from ddrobust_nb.attacks.apgd import apgd, apgd_t, look_backs, other_classes
 from ddrobust_nb.attacks.autoattack import autoattack_flags
 from ddrobust_nb.attacks.cw import margin
@@ -28,22 +28,17 @@ from ddrobust_nb.fast.queries import (
 )
 from ddrobust_nb.attacks.robustness import (
     Evaluation,
+    ModelEvaluation,
     evaluate,
     expected_cost,
     parts_of,
-    run_threats,
+    run_group,
     work_per_survivor,
 )
 from ddrobust_nb.attacks.square import own_luck, share_of_image, side_of_square, square_search
-from ddrobust_nb.attacks.attack import (
-    PARTS,
-    AttackConfig,
-    attack_images,
-    attack_together,
-    parse_attacks,
-    attack_list,
-    together,
-)
+from ddrobust_nb.attacks.attack import AttackConfig, attack_list, group_configs, parse_attacks
+from ddrobust_nb.attacks.autoattack import PARTS
+from ddrobust_nb.attacks.running import attack_group, attack_images
 from ddrobust_nb.foundations.core import InputError, generator
 from tiny import tiny_data
 
@@ -171,7 +166,7 @@ def test_apgd_t_is_that_of_the_authors(eps, monkeypatch):
     )
     torch.manual_seed(7)
     monkeypatch.setattr(apgd_module, "unit_noise", lambda shape, *_: 2 * torch.rand(shape) - 1)
-    monkeypatch.setitem(apgd_module.PRESETS, "aa-quick", dict(steps=10, targets=3))
+    monkeypatch.setitem(apgd_module.AA_PRESETS, "aa-quick", dict(steps=10, targets=3))
     adv = next(
         apgd_t.bare(
             net, x, y, [AttackConfig("apgd-t", eps, preset="aa-quick")], seed=0, index=torch.arange(len(x))
@@ -292,7 +287,7 @@ def test_classes_tried_at_once_change_nothing(name, monkeypatch):
             lambda n, many, device: sizes.append(min(many, most)) or sizes[-1],
         )
         found.append(
-            attack_together(net, x, y, [AttackConfig(name, f"{k}/255", preset="aa-quick") for k in (1, 3)])
+            attack_group(net, x, y, [AttackConfig(name, f"{k}/255", preset="aa-quick") for k in (1, 3)])
         )
     for a in found[1:]:
         for one, other in zip(found[0], a):
@@ -333,7 +328,7 @@ def test_of_classes_tried_at_once_a_nearer_one_comes_too_late(monkeypatch):
         )
 
     monkeypatch.setattr(fab_module, "fab", ever_nearer)
-    [run] = attack_together(
+    [run] = attack_group(
         net,
         x,
         net(x).argmax(1),
@@ -394,7 +389,7 @@ def test_every_eps_at_once_is_each_alone():
     net, x, y = world(n=24)
     for name in ("apgd-ce", "apgd-t", "square", "autoattack"):
         configs = [AttackConfig(name, f"{k}/255", preset="aa-quick") for k in (0, 1, 3, 6)]
-        for t, out in zip(configs, attack_together(net, x, y, configs)):
+        for t, out in zip(configs, attack_group(net, x, y, configs)):
             alone = attack_images(net, x, y, t)
             assert torch.equal(out.flags, alone.flags) and torch.allclose(
                 out.images, alone.images, atol=1e-9
@@ -645,9 +640,11 @@ def test_an_evaluation_is_its_attacks(cell):
 def test_no_autoattack_without_its_parts(cell):
     data, net = cell
     configs = parse_attacks("apgd-ce@8/255,apgd-t@8/255,fab-t@8/255,square@8/255,aa-quick@8/255", "aa-quick")
-    lost = lambda ts, work: [e for e in work(ts) if e.config.attack != "fab-t"]
+    run = ModelEvaluation(net, data, configs, n_test=20, device="cpu")
+    for group in run.groups:
+        run.add(e for e in run.attack(group) if e.config.attack != "fab-t")
     with pytest.raises(InputError, match="fab-t missing"):
-        evaluate(net, data, configs, n_test=20, device="cpu", keep=lost)
+        run.results()
 
 
 @pytest.mark.parametrize(
@@ -656,10 +653,10 @@ def test_no_autoattack_without_its_parts(cell):
 )
 def test_killed_and_resumed(cell, text, monkeypatch):
     data, net = cell
-    monkeypatch.setattr(threat_module, "chunk_size", lambda *a: 16)
+    monkeypatch.setattr(running, "chunk_size", lambda *a: 16)
     monkeypatch.setenv("DDROBUST_AUTOSAVE", "0")
-    [group] = together(parse_attacks(text, "aa-quick"))
-    run = lambda **kw: run_threats(
+    [group] = group_configs(parse_attacks(text, "aa-quick"))
+    run = lambda **kw: run_group(
         net, data.test_images, data.test_labels, torch.arange(60), group, device="cpu", **kw
     )
     whole, states = run(), []
@@ -681,16 +678,16 @@ def test_the_rent_is_paid_once(monkeypatch):
     data, told = tiny_data(counts=(12,) * 4, tests=15), []
     net = nn.Sequential(nn.Flatten(), nn.Linear(data.test_images[0].numel(), 4)).eval()
     monkeypatch.setattr(
-        threat_module,
+        running,
         "CountedModel",
         lambda model, y, passes: told.append(passes) or CountedModel(model, y, passes),
     )
-    monkeypatch.setattr(threat_module, "chunk_size", lambda *_: 16)
+    monkeypatch.setattr(running, "chunk_size", lambda *_: 16)
     monkeypatch.setenv("DDROBUST_AUTOSAVE", "0")
     states, configs = [], parse_attacks("pgd@8/255@5")
 
     def run(**options):
-        return run_threats(
+        return run_group(
             net,
             data.test_images,
             data.test_labels,

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ddrobust_nb.attacks.autoattack import autoattack_flags
 from ddrobust_nb.attacks.checks import (
     EXPLAINED,
+    CheckCode,
     Check,
     attack_checks,
     comparisons,
@@ -28,11 +29,13 @@ from ddrobust_nb.attacks.checks import (
     read_table,
     table_checks,
 )
-from ddrobust_nb.attacks.attack import PARTS, AttackConfig, attack_images, parse_attacks
+from ddrobust_nb.attacks.attack import AttackConfig, parse_attacks
+from ddrobust_nb.attacks.autoattack import PARTS
+from ddrobust_nb.attacks.running import attack_images
 from ddrobust_nb.foundations.core import InputError, generator
 from ddrobust_nb.foundations.data import as_pixels, test_subset as subset
 from ddrobust_nb.foundations.datasets import load_data
-from ddrobust_nb.training.distilled import random
+from ddrobust_nb.distillers.baselines import random
 from ddrobust_nb.foundations.predict import predict
 from ddrobust_nb.training.fit import Recipe, fit
 
@@ -93,7 +96,7 @@ def run(world, configs, seed=0, n=100):
 
 def test_every_code_is_explained_on_the_page(world):
     page = json.loads(
-        (Path(__file__).resolve().parents[2] / "nbs" / "attacks" / "29_checks.ipynb").read_text(
+        (Path(__file__).resolve().parents[2] / "nbs" / "attacks" / "95_checks.ipynb").read_text(
             encoding="utf-8"
         )
     )
@@ -102,7 +105,7 @@ def test_every_code_is_explained_on_the_page(world):
         "\n".join("".join(c["source"]) for c in page["cells"] if c["cell_type"] == "markdown"),
         flags=re.M,
     )
-    assert set(EXPLAINED) == {*ASKED, *COMPARED, *TABLES}
+    assert set(EXPLAINED) == {*ASKED, *COMPARED, *TABLES} == {*CheckCode}
     for code, sentence in EXPLAINED.items():
         assert headings.count(code) == 1, code
         assert "; else " in sentence and sentence.endswith("."), code

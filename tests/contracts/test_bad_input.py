@@ -14,11 +14,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ddrobust_nb.attacks.robustness import evaluate
-from ddrobust_nb.attacks.attack import PARTS, AttackConfig, attack
+from ddrobust_nb.attacks.attack import AttackConfig, attack
+from ddrobust_nb.attacks.autoattack import PARTS
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.foundations.data import Spec, as_pixels, make_data
 from ddrobust_nb.foundations.datasets import load_data
-from ddrobust_nb.training.distilled import distiller, save_set
+from ddrobust_nb.training.distilled import save_set
+from ddrobust_nb.training.distiller import distiller
 from ddrobust_nb.foundations.networks import make_network
 from ddrobust_nb.results import plan as cell_module
 from ddrobust_nb.results import stages as stages_module
@@ -524,7 +526,7 @@ def test_a_small_folder_runs(store, tmp_path):
     folder = f"folder:{folder_of(tmp_path / 'bilder')}"
     refused(
         store,
-        "APGD-T, and so AutoAttack, needs at least 4 classes, folder:bilder has 2: choose other attacks",
+        "APGD-T needs at least 4 classes, folder:bilder has 2: choose other attacks",
         dataset=folder,
     )
     cell = accepted(store, dataset=folder, attacks="fgsm@2/255,pgd@2/255@10")
@@ -815,7 +817,7 @@ def world(data):
 def test_every_attack_refuses(world, data, name):
     "The public function of each attack, not only the one entrance that all share"
     net, x, y = world
-    config = AttackConfig(name, "8/255", preset="aa-quick" if name in (*PARTS, "autoattack") else "")
+    preset = "aa-quick" if name in (*PARTS, "autoattack") else ""
     two = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 2)).eval()
     for say, args in (
         ("un-normalised", (net, x * 2 - 1, y)),
@@ -827,11 +829,8 @@ def test_every_attack_refuses(world, data, name):
         ("model returns 2", (two, x, y)),
         ("training mode", (make_network("ConvNetD3-w4", data.spec).train(), x, y)),
     ):
-        one_line(say, lambda: attack[name](*args, config))
-    one_line(
-        "was given the threat",
-        lambda: attack[name](net, x, y, AttackConfig("pgd" if name != "pgd" else "fgsm")),
-    )
+        one_line(say, lambda: attack[name](*args, "8/255", preset=preset))
+    one_line("eps must be", lambda: attack[name](net, x, y, AttackConfig("pgd")))
 
 
 def test_evaluate_refuses(world, data):
@@ -846,7 +845,9 @@ def test_evaluate_refuses(world, data):
     wrong = make_data(data.spec, data.train_images, data.train_labels, data.test_images, data.test_labels + 5)
     one_line("logits", lambda: run(of=wrong, n_test=None))
     one_line("11 logits.*10 classes|10 classes.*11", lambda: run(wide))
-    one_line("AttackConfig|threats", lambda: run(configs="fgsm@8/255"))
+    one_line("or a list of AttackConfig", lambda: run(configs=["fgsm@8/255"]))
+    one_line("or a list of AttackConfig", lambda: run(configs=AttackConfig("fgsm")))
+    one_line("did you mean 'fgsm'", lambda: run(configs="fgms@8/255"))
 
 
 @pytest.mark.parametrize("name", [n for n in CHANGES if n != "labels that are no number"])

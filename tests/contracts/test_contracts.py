@@ -18,11 +18,12 @@ from torch import nn
 import ddrobust_nb
 from ddrobust_nb.attacks import apgd, autoattack, checks, fab, fgsm, pgd, robustness, square
 from ddrobust_nb.fast import queries
-from ddrobust_nb.attacks import attack as config
-from ddrobust_nb.attacks.attack import AttackConfig, attack
+from ddrobust_nb.attacks import running
+from ddrobust_nb.attacks.attack import Attack, AttackConfig, attack
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.foundations.data import as_pixels
-from ddrobust_nb.training.distilled import DistilledSet, embed
+from ddrobust_nb.distillers.baselines import embed
+from ddrobust_nb.training.distilled import DistilledSet
 from ddrobust_nb.distillers import dc, dm, mtt, sre2l, tesla
 from ddrobust_nb.frequency import models as frequency
 from ddrobust_nb.foundations.compiling import compiled, worth_compiling
@@ -200,7 +201,7 @@ def entered(manager):
 
 
 def quick(name):
-    parts = (*config.PARTS, "autoattack")
+    parts = (*autoattack.PARTS, "autoattack")
     return AttackConfig(name, "4/255", preset="aa-quick") if name in parts else AttackConfig(name, "4/255")
 
 
@@ -268,8 +269,8 @@ def weights_read(net):
         return read_weights(str(Path(folder) / "weights.safetensors"), net)
 
 
-def swept(net):
-    with pytest.raises(InputError, match="can be swept"):
+def fuse(net):
+    with pytest.raises(InputError, match="can be fused"):
         fused.FusedConvNet(net)
 
 
@@ -278,9 +279,9 @@ DOES_NOT_ASK = {  # Looks at the network, or copies it: any mode will do
     "distillers.dm.statistics_kept": lambda net: entered(dm.statistics_kept(net)),
     "fast.queries.passes_before_compiling": lambda net: queries.passes_before_compiling(net, CPU),
     "fast.queries.expect_passes": lambda net: queries.expect_passes(net, 5),
-    "attacks.attack.untouched": lambda net: entered(config.untouched(net)),
-    "attacks.attack.attack_type": lambda net: config.attack_type(net, X, AttackConfig("fgsm")),
-    "attacks.attack.place_model": lambda net: config.place_model(net, "cpu"),
+    "attacks.running.leaving_no_trace": lambda net: entered(running.leaving_no_trace(net)),
+    "attacks.running.attack_type": lambda net: running.attack_type(net, X, AttackConfig("fgsm")),
+    "attacks.running.place_model": lambda net: running.place_model(net, "cpu"),
     "attacks.autoattack.ThreeChannels": lambda net: autoattack.ThreeChannels(net),
     "fast.convolution.with_winograd": lambda net: convolution.with_winograd(net),
     "distillers.dc.matched": lambda net: dc.matched(net.body, "ours"),
@@ -298,16 +299,16 @@ DOES_NOT_ASK = {  # Looks at the network, or copies it: any mode will do
     "foundations.networks.count_parameters": lambda net: count_parameters(net),
     "foundations.compiling.worth_compiling": lambda net: worth_compiling(net, 10),
     "results.sources.read_weights": weights_read,
-    "fast.fused.FusedConvNet": swept,
+    "fast.fused.FusedConvNet": fuse,
     "fast.fused.accelerated": lambda net: fused.accelerated(net, "cpu"),
     "fast.fused.can_fuse": lambda net: fused.can_fuse(net, "cpu"),
     "training.fit.fit": lambda net: train.fit(
         relabelled(net), network="ConvNetD3-w8", recipe=train.Recipe(epochs=1), teacher=net, device="cpu"
     ),
-    "foundations.predict.float_types": lambda net: predict_page.float_types(net),
-    "foundations.predict.image_type": lambda net: predict_page.image_type(net, X.double()),
+    "foundations.predict.float_dtypes": lambda net: predict_page.float_dtypes(net),
+    "foundations.predict.input_dtype": lambda net: predict_page.input_dtype(net, X.double()),
     "training.fit.labeller": lambda net: [train.labeller(net, bn)(X) for bn in ("eval", "batch")],
-    "foundations.predict.left_alone": lambda net: entered(predict_page.left_alone(net)),
+    "foundations.predict.preserve_state": lambda net: entered(predict_page.preserve_state(net)),
     "training.fit.relabelling": lambda net: train.relabelling(relabelled(net), net, train.Recipe()),
     "training.fit.weights": lambda net: train.weights(net),
 }
@@ -352,28 +353,33 @@ ASKS = {  # Asks the network: one in training mode is refused
     "attacks.robustness.expected_cost": lambda net: robustness.expected_cost(
         net, DATA, [AttackConfig("fgsm")], device="cpu"
     ),
-    "attacks.robustness.run_threats": lambda net: robustness.run_threats(
+    "attacks.robustness.ModelEvaluation": lambda net: robustness.ModelEvaluation(
+        net, DATA, "fgsm", device="cpu"
+    ),
+    "attacks.robustness.run_group": lambda net: robustness.run_group(
         net, DATA.test_images, Y, INDEX, [AttackConfig("fgsm")], device="cpu"
     ),
     "attacks.square.square_rows": lambda net: square.square_rows(net, X, Y, EPS, "aa-quick", 0, INDEX),
     "attacks.square.square_search": lambda net: square.square_search(
         net, X, Y, 0.02, 5, True, torch.ones(12, 3, 1, 8, dtype=torch.bool), luck
     ),
-    "attacks.attack.as_one_batch": lambda net: list(
-        config.as_one_batch(apgd.apgd_ce_rows, net, X, Y, [quick("apgd-ce")], 0, INDEX)
+    "attacks.running.as_one_batch": lambda net: list(
+        running.as_one_batch(apgd.apgd_ce_rows, net, X, Y, [quick("apgd-ce")], 0, INDEX)
     ),
-    "attacks.attack.attack_chunks": lambda net: list(config.attack_chunks(net, X, Y, AttackConfig("fgsm"))),
-    "attacks.attack.attack_images": lambda net: config.attack_images(net, X, Y, AttackConfig("cw", steps=2)),
-    "attacks.attack.attack_together": lambda net: config.attack_together(net, X, Y, [AttackConfig("fgsm")]),
-    "attacks.attack.check_model": lambda net: config.check_model(net),
-    "attacks.attack.judge": lambda net: config.judge(net, X, Y),
-    "attacks.attack.run_chunk": lambda net: config.run_chunk(
-        attack["fgsm"], net, X, Y, [AttackConfig("fgsm")], 0, INDEX
+    "attacks.running.attack_chunks": lambda net: list(running.attack_chunks(net, X, Y, AttackConfig("fgsm"))),
+    "attacks.running.attack_images": lambda net: running.attack_images(
+        net, X, Y, AttackConfig("cw", steps=2)
     ),
-    "training.distilled.embed": lambda net: embed(net, DATA.test_images, "cpu"),
+    "attacks.running.attack_group": lambda net: running.attack_group(net, X, Y, [AttackConfig("fgsm")]),
+    "attacks.running.check_model": lambda net: running.check_model(net),
+    "attacks.running.classified_right": lambda net: running.classified_right(net, X, Y),
+    "attacks.running.run_chunk": lambda net: running.run_chunk(
+        attack["fgsm"], net, X, Y, [AttackConfig("fgsm")], seed=0, index=INDEX
+    ),
+    "distillers.baselines.embed": lambda net: embed(net, DATA.test_images, "cpu"),
     "distillers.sre2l.recover": lambda net: sre2l.recover(DATA, 1, net, RECOVER),
     "distillers.sre2l.recover_loss": lambda net: recovered(net),
-    "frequency.models.asking": lambda net: entered(frequency.asking(net, X, Y)),
+    "frequency.models.ask_model": lambda net: entered(frequency.ask_model(net, X, Y)),
     "frequency.models.band_accuracy": lambda net: frequency.band_accuracy(net, X, Y),
     "frequency.models.fourier_heat_map": lambda net: frequency.fourier_heat_map(net, X, Y, step=4),
     "frequency.models.perturbations": lambda net: frequency.perturbations(net, X, Y, "fgsm@4/255"),
@@ -386,25 +392,21 @@ ASKS = {  # Asks the network: one in training mode is refused
 # ---- the tests
 
 
-def attacked(net, public):
-    "A registered attack as a public function"
-    if public.registered == "reference":
-        return config.attack_images(
-            net, X, Y, AttackConfig("apgd-ce", "4/255", preset="aa-quick", backend="pyautoattack")
-        )
-    return public(
-        net,
-        X,
-        Y,
-        AttackConfig("ta:PGD", "4/255", 2) if public.registered == "ta" else quick(public.registered),
-    )
+def attacked(net, entry):
+    "A registered attack, called by hand"
+    if entry is autoattack.reference:
+        config = AttackConfig("apgd-ce", "4/255", preset="aa-quick", backend="pyautoattack")
+        return entry.run(net, X, Y, config)
+    if entry is autoattack.ta:
+        return entry.run(net, X, Y, AttackConfig("ta:PGD", "4/255", 2))
+    return entry(net, X, Y, "4/255", preset="aa-quick" if entry.has_preset else "")
 
 
 FOUND = dict(exported())
 ATTACKS = {
-    name: (lambda net, public=thing: attacked(net, public))
+    name: (lambda net, entry=thing: attacked(net, entry))
     for name, thing in FOUND.items()
-    if hasattr(thing, "registered")
+    if isinstance(thing, Attack)
 }
 
 
@@ -477,8 +479,8 @@ class Restless(nn.Module):
     (
         "foundations.predict.predict",
         "foundations.predict.accuracy",
-        "foundations.predict.image_type",
-        "attacks.attack.attack_images",
+        "foundations.predict.input_dtype",
+        "attacks.running.attack_images",
         "attacks.checks.answer_checks",
         "attacks.robustness.evaluate",
         "frequency.models.band_accuracy",
@@ -498,7 +500,7 @@ def test_buffers_that_share_their_memory():
     net.register_buffer("one", torch.ones(1).expand(5))
     before = snapshot(net)
     assert predict_page.predict(net, DATA.test_images, "cpu").shape == (12,)
-    config.attack_images(net, X, Y, AttackConfig("fgsm"))
+    running.attack_images(net, X, Y, AttackConfig("fgsm"))
     assert not changed(before, net)
 
 

@@ -28,24 +28,13 @@ CHAPTERS = (
 )
 ABOVE_ALL = ("ddrobust_nb", "ddrobust_nb.all")  # They give what all chapters export, and import on demand
 UNFINISHED_NAMES = {  # Public names that still mean two things; to be empty
-    "FORMAT",
     "GRADIENTS",
-    "Outcome",
-    "PARAMETERS",
-    "POINTS",
     "PRESETS",
-    "RUN",
     "check_images",
     "check_labels",
     "distances",
     "dsa",
-    "main",
-    "pieces",
-    "place_of",
-    "spread",
-    "squares",
     "together",
-    "uniform",
 }
 
 

@@ -1,4 +1,4 @@
-"Networks in one sweep: the same logits and gradients as the layers they are made from, and only where they are meant."
+"Fused networks: the same logits and gradients as the layers they are made from, and only where the kernels suit."
 
 import copy
 import subprocess
@@ -200,9 +200,9 @@ def fresh():
 
 def test_a_compiler_that_fails_is_not_fatal(monkeypatch, fresh):
     "A warning says so, and PyTorch's compiler takes the place"
-    monkeypatch.setattr(fused, "CPP_VECTORS", "this is no C++")
+    monkeypatch.setattr(fused, "CPP_PARTS", ("this is no C++",))
     monkeypatch.setattr(compiling, "_compile_something", lambda device: None)
-    with pytest.warns(NotCompiled, match="could not be built .*error.*on a CPU they go on, more slowly"):
+    with pytest.warns(NotCompiled, match="could not be built .*error.*attacks on a CPU run, but more slowly"):
         fast = accelerated(make_network("ConvNetD3-w64", spec()).eval(), "cpu")
     assert type(fast).__name__ == "OptimizedModule" and load_kernels() is None
     block, x = FusedBlock(*four()), rand(1, 3, 8, 8)
@@ -218,7 +218,7 @@ def test_a_compiler_that_fails_is_not_fatal(monkeypatch, fresh):
             subprocess.CalledProcessError(
                 1,
                 "g++",
-                stderr="sweep.cpp:1:10: fatal error: omp.h: No such file or directory\ncompilation terminated.",
+                stderr="fused.cpp:1:10: fatal error: omp.h: No such file or directory\ncompilation terminated.",
             ),
             "omp.h: No such file",
         ),

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from ddrobust_nb.foundations import augment
 from ddrobust_nb.foundations.augment import (
     apply_dsa,
     brightness,
@@ -14,7 +13,7 @@ from ddrobust_nb.foundations.augment import (
     crop,
     cutout,
     draw_dsa,
-    dsa,
+    augment_dsa,
     flip,
     operations,
     parse_strategy,
@@ -23,7 +22,7 @@ from ddrobust_nb.foundations.augment import (
     scale,
     strategy_for,
 )
-from ddrobust_nb.foundations.core import InputError, generator, seeded
+from ddrobust_nb.foundations.core import InputError, generator
 from ddrobust_nb.foundations.networks import ConvNet
 
 FULL = "color_crop_cutout_flip_scale_rotate"
@@ -143,7 +142,7 @@ def test_gradient_matching_reaches_the_pixels(category):
     "A gradient with respect to weights, then one of it with respect to pixels: what DSA and trajectory matching do"
     body = ConvNet(3, 2, 16, depth=2, width=4)
     x = torch.randn(4, 3, 16, 16, requires_grad=True)
-    loss = body(dsa(x, category, generator(0, "matching"), siamese=True)).pow(2).mean()
+    loss = body(augment_dsa(x, category, generator(0, "matching"), siamese=True)).pow(2).mean()
     grads = torch.autograd.grad(loss, [*body.parameters()], create_graph=True)
     (pixels,) = torch.autograd.grad(sum(v.pow(2).sum() for v in grads), x)
     assert pixels.isfinite().all() and (pixels != 0).float().mean() > 0.3
@@ -154,14 +153,14 @@ def test_no_value_is_read_back_from_the_device(category):
     "The meta device has no values: reading one would raise"
     x = torch.zeros(5, 3, 32, 32, device="meta")
     for siamese in (False, True):
-        assert dsa(x, category, generator(0, "meta"), siamese=siamese).shape == x.shape
+        assert augment_dsa(x, category, generator(0, "meta"), siamese=siamese).shape == x.shape
 
 
 @pytest.mark.parametrize("category", categories)
 def test_the_input_and_the_global_state_are_left_alone(category):
     x = torch.randn(4, 3, 32, 32)
     copy, before = x.clone(), torch.get_rng_state()
-    dsa(x, category, generator(0, "copy"))
+    augment_dsa(x, category, generator(0, "copy"))
     assert torch.equal(x, copy) and torch.equal(torch.get_rng_state(), before)
 
 
@@ -207,77 +206,3 @@ def test_unknown_augmentations_are_refused(strategy):
 def test_cuda_gives_the_same_images(category):
     draw, x = draw_dsa(category, 8, 32, generator(0, "cuda")), torch.randn(8, 3, 32, 32)
     torch.testing.assert_close(apply_dsa(x.cuda(), draw).cpu(), apply_dsa(x, draw), atol=2e-5, rtol=0)
-
-
-# ---- crops and mixes of ordinary training
-
-
-def test_resized_crops_are_those_of_torchvision():
-    from torchvision.transforms.functional import resized_crop as original
-
-    x = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    boxes = augment.draw_boxes(16, 32, 0.08, torch.Generator().manual_seed(1))
-    got = augment.resized_crop(x, *boxes)
-    for i, box in enumerate(zip(*(v.tolist() for v in boxes))):
-        torch.testing.assert_close(got[i], original(x[i], *box, [32, 32], antialias=False), atol=1e-5, rtol=0)
-    whole = [torch.tensor([v]) for v in (0, 0, 32, 32)]
-    torch.testing.assert_close(augment.resized_crop(x, *whole), x)
-
-
-@pytest.mark.parametrize("size, smallest", [(32, 0.08), (32, 0.4), (8, 1e-6), (32, 1.0)])
-def test_boxes_have_the_distribution_of_torchvision(size, smallest):
-    from torchvision.transforms import RandomResizedCrop
-
-    n = 3000
-    ours = torch.stack(augment.draw_boxes(n, size, smallest, torch.Generator().manual_seed(0))).double()
-    with seeded(0, "theirs"):
-        theirs = (
-            torch.tensor(
-                [
-                    RandomResizedCrop.get_params(torch.empty(1, size, size), (smallest, 1.0), (3 / 4, 4 / 3))
-                    for _ in range(n)
-                ]
-            )
-            .double()
-            .T
-        )
-    top, left, height, width = ours
-    assert (
-        (ours[:2] >= 0).all()
-        and (height > 0).all()
-        and (top + height <= size).all()
-        and (left + width <= size).all()
-    )
-    error = theirs.std(1).maximum(torch.tensor(1e-9)) * (2 / n) ** 0.5
-    assert ((ours.mean(1) - theirs.mean(1)).abs() < 4 * error + 1e-6).all()
-    torch.testing.assert_close(ours.std(1), theirs.std(1), rtol=0.1, atol=0.05)
-
-
-def test_mixes():
-    x, labels = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
-    for seed in range(30):
-        g = lambda: torch.Generator().manual_seed(seed)
-        cut, mixup = augment.draw_mix("cutmix", 6, 16, g()), augment.draw_mix("mixup", 6, 16, g())
-        mixed = augment.apply_mix(x, cut)
-        own = (mixed == x).all(1)
-        assert torch.equal(
-            mixed[:, :, cut.box[0] : cut.box[2], cut.box[1] : cut.box[3]],
-            x[cut.order][:, :, cut.box[0] : cut.box[2], cut.box[1] : cut.box[3]],
-        )
-        moved = cut.order != torch.arange(6)
-        assert (
-            (own.double().mean((1, 2))[moved] == cut.share).all()
-            and own[~moved].all()
-            and 0 <= cut.share <= 1
-        )
-        torch.testing.assert_close(
-            augment.apply_mix(x, mixup), mixup.share * x + (1 - mixup.share) * x[mixup.order]
-        )
-        y = augment.mix_labels(labels, cut, 3)
-        torch.testing.assert_close(y.sum(1), torch.ones(6))
-        assert torch.equal(y.argmax(1)[~moved], labels[~moved])
-        assert torch.equal(
-            augment.apply_mix(x[:1], augment.draw_mix("cutmix", 1, 16, g())), x[:1]
-        )  # nobody to mix with
-    with pytest.raises(InputError, match="did you mean 'cutmix'"):
-        augment.draw_mix("cutmx", 4, 16, torch.Generator())

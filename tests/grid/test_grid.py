@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from ddrobust_nb.foundations.core import InputError
-from ddrobust_nb.grid.command import array_script, command, run_listed
+from ddrobust_nb.grid.command import command
+from ddrobust_nb.grid.slurm import array_script, run_listed
 from ddrobust_nb.grid.cost import estimate_cost, cell_stages
 from ddrobust_nb.grid.leaderboard import check_submission, standings
 from ddrobust_nb.grid.plan import expand_blocks, plan_grid
@@ -35,6 +36,7 @@ from ddrobust_nb.grid.tables import (
     rows_of_plan,
     rows_of_store,
 )
+from ddrobust_nb.attacks.checks import CheckCode
 from ddrobust_nb.results.cell_rows import baseline_cell, run_stages, write_out
 from ddrobust_nb.results.compare import cell_text, find_rows
 from ddrobust_nb.results.lines import lines_of
@@ -512,10 +514,10 @@ def test_a_report_that_cannot_be_written_stops_nobody(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "write_json", full)
-    said = module.write_failure(tmp_path / "out", "RuntimeError: x")
+    report = module.write_failure(tmp_path / "out", "RuntimeError: x")
     assert (
-        said["state"] == "failed"
-        and said["error"] == "RuntimeError: x (and its report could not be written: No space left on device)"
+        report.state == "failed"
+        and report.error == "RuntimeError: x (and its report could not be written: No space left on device)"
     )
 
 
@@ -681,8 +683,8 @@ def test_bad_machines(tmp_path, wrong, text):
 def test_a_listed_cell_runs(tmp_path):
     plan = plan_grid([dict(TINY, method="random", ipc=1)], store=tmp_path / "store", device="cpu")
     array_script(plan, tmp_path / "g.sh", Machines(engine="slurm"))
-    assert run_listed(tmp_path / "g.cells.json", 0)["state"] == "done" and is_done(plan.cells[0].out)
-    assert run_listed(tmp_path / "g.cells.json", 0)["seconds"] == 0
+    assert run_listed(tmp_path / "g.cells.json", 0).state == "done" and is_done(plan.cells[0].out)
+    assert run_listed(tmp_path / "g.cells.json", 0).seconds == 0
     with pytest.raises(InputError, match="no cell 1"):
         run_listed(tmp_path / "g.cells.json", 1)
 
@@ -901,6 +903,9 @@ def test_a_submission_is_checked(undisturbed, tmp_path):
     assert "holds no rows" in submit([])[0]
     assert "`strength` says" in submit([replace(rows[0], warnings=("strength",))])[0]
     assert submit([replace(rows[0], warnings=("saturation",))]) == []
+    invented = submit([replace(row, warnings=("saturation", "weak")) for row in rows[:2]])
+    assert len(invented) == 1 and "warnings name weak, but the codes of self-checks are range" in invented[0]
+    assert all(str(code) in invented[0] for code in CheckCode)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from ddrobust_nb.grid.command import array_script
+from ddrobust_nb.grid.slurm import array_script
 from ddrobust_nb.grid.plan import plan_grid
 from ddrobust_nb.grid.machines import Machines
 from ddrobust_nb.grid.notebook import is_done

@@ -18,7 +18,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from ddrobust_nb.attacks import attack as threat_module
-from ddrobust_nb.attacks.attack import OverwritesRobustBench, AttackConfig, attack_images, attack_list
+from ddrobust_nb.attacks.attack import AttackConfig, OverwritesRobustBench, attack_list
+from ddrobust_nb.attacks.running import attack_images
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.results import cell_rows as rows_module
 from ddrobust_nb.results import plan as cell_module
@@ -172,7 +173,7 @@ def test_installing_us_leaves_robustbench_alone(beside_robustbench):
         "autoattack/square.py": "its authors",
     }
     beside_robustbench.install("ddrobust_nb")
-    assert (beside_robustbench.site / "ddrobust_nb" / "core.py").is_file() and (
+    assert (beside_robustbench.site / "ddrobust_nb" / "foundations" / "core.py").is_file() and (
         beside_robustbench.site / "torch_stand_in.py"
     ).is_file()
     assert beside_robustbench.theirs() == before and not (beside_robustbench.site / "torchattacks").exists()

@@ -9,7 +9,7 @@ from torch import nn
 
 from ddrobust_nb.foundations.networks import ConvNet
 
-PAGE = Path(__file__).resolve().parents[2] / "nbs" / "speed" / "70_distillers.ipynb"
+PAGE = Path(__file__).resolve().parents[2] / "nbs" / "speed" / "10_distillers.ipynb"
 
 
 @pytest.fixture(scope="module")

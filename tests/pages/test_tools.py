@@ -1,6 +1,8 @@
 "The scripts in tools/ must notice what they are there to notice. Each runs in a project of its own."
 
+import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -57,9 +59,10 @@ def test_check_tree_without_git(project):
 
 
 def test_readme(project):
-    code = lambda source, *datas: dict(
-        cell_type="code", source=source, outputs=[dict(output_type="display_data", data=d) for d in datas]
-    )
+    def code(source, *datas):
+        outputs = [dict(output_type="display_data", data=data) for data in datas]
+        return dict(cell_type="code", source=source, outputs=outputs)
+
     cells = [
         dict(
             cell_type="markdown",
@@ -87,3 +90,157 @@ def test_readme(project):
     assert run(project, "make_readme.py", "--check").returncode == 0
     (project / "README.md").write_text(text + "by hand")
     assert run(project, "make_readme.py", "--check").returncode == 1
+
+
+# ---- the export
+
+SETTINGS = """[DEFAULT]
+repo = demo
+lib_name = demo
+lib_path = demo
+nbs_path = nbs
+doc_path = _docs
+version = 0.1.0
+min_python = 3.10
+user = somebody
+author = Some Body
+author_email = somebody@example.org
+description = A project for tests
+license = mit
+copyright = 2026
+keywords = test
+audience = Developers
+language = English
+status = 3
+git_url = https://github.com/%(user)s/%(repo)s
+doc_host = https://%(user)s.github.io
+doc_baseurl = /%(repo)s
+branch = main
+title = demo
+custom_sidebar = True
+recursive = True
+put_version_in_init = True
+update_pyproject = False
+"""
+
+
+def write_notebook(path, module, code):
+    "A notebook that exports one cell into a module"
+    sources = [f"#| default_exp {module}", f"#| export\n{code}"]
+    cells = [
+        dict(cell_type="code", id=f"c{i}", execution_count=None, metadata={}, outputs=[], source=[source])
+        for i, source in enumerate(sources)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
+
+
+def package_files(root):
+    "The text of every file of the package"
+    folder = root / "demo"
+    return {
+        p.relative_to(folder).as_posix(): p.read_text()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and "__pycache__" not in p.parts
+    }
+
+
+@pytest.fixture
+def exported(project):
+    "A project of two notebooks, exported once; one file of its package was written by hand"
+    (project / "settings.ini").write_text(SETTINGS)
+    write_notebook(project / "nbs" / "low" / "10_base.ipynb", "low.base", "two = 2")
+    write_notebook(
+        project / "nbs" / "high" / "10_top.ipynb",
+        "high.top",
+        "from demo.low.base import two\nfour = two * two",
+    )
+    (project / "demo" / "data").mkdir(parents=True)
+    (project / "demo" / "data" / "table.csv").write_text("a,b\n")
+    (project / "demo" / "by_hand.py").write_text("five = 5\n")
+    done = run(project, "export.py")
+    assert done.returncode == 0, done.stderr
+    return project
+
+
+def test_an_export_is_what_nbdev_writes(exported):
+    files = package_files(exported)
+    assert files["by_hand.py"] == "five = 5\n" and files["data/table.csv"] == "a,b\n"
+    assert "from ..low.base import two" in files["high/top.py"] and "__init__.py" in files
+    subprocess.run(["nbdev_export"], cwd=exported, check=True)
+    assert package_files(exported) == files
+    assert not list(exported.glob("_export_*"))
+
+
+def test_a_module_whose_notebook_is_gone_disappears(exported):
+    shutil.rmtree(exported / "nbs" / "high")
+    assert run(exported, "export.py").returncode == 0
+    files = package_files(exported)
+    assert not [name for name in files if name.startswith("high")] and "low/base.py" in files
+    assert {"by_hand.py", "data/table.csv"} <= set(files)
+
+
+@pytest.mark.parametrize(
+    "code, reason",
+    [
+        ("from demo.low.base import three", "cannot import name 'three'"),
+        ("four = two(", "SyntaxError"),
+        ("four = 1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_a_failed_export_changes_nothing(exported, code, reason):
+    before = package_files(exported)
+    write_notebook(exported / "nbs" / "low" / "10_base.ipynb", "low.base", "two = 3")
+    write_notebook(exported / "nbs" / "high" / "10_top.ipynb", "high.top", code)
+    done = run(exported, "export.py")
+    assert done.returncode == 1 and reason in done.stderr and "demo/ is as it was" in done.stderr
+    assert package_files(exported) == before and not list(exported.glob("_export_*"))
+
+
+# ---- addresses of pages
+
+
+def load_builder():
+    "tools/build_docs.py as a module"
+    spec = importlib.util.spec_from_file_location("build_docs", TOOLS / "build_docs.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_address_that_existed_leads_to_a_page():
+    "The committed table names a notebook that there is for each page that the site ever had"
+    builder = load_builder()
+    moved = builder.moved_pages()
+    notebooks = [p.relative_to(builder.NBS) for p in builder.NBS.rglob("*.ipynb")]
+    pages = {p.with_name(re.sub(r"^\d+[a-z]?_", "", p.stem) + ".html").as_posix() for p in notebooks}
+    assert len(moved) == 71 and moved["results/cell.html"] == "results/plan.html"
+    assert not [new for new in moved.values() if new not in pages]
+    assert not [old for old, new in moved.items() if old != new and old in pages]
+
+
+def test_a_moved_page_redirects(tmp_path):
+    builder = load_builder()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "page.html").write_text("<p>here</p>")
+    (tmp_path / "taken.html").write_text("<p>another page</p>")
+    moved = {
+        "old/page.html": "new/page.html",
+        "new/page.html": "new/page.html",
+        "lost.html": "new/nowhere.html",
+        "taken.html": "new/page.html",
+    }
+    faults = builder.write_redirects(tmp_path, moved=moved, site="https://example.org/site")
+    assert [fault.split(":")[0] for fault in faults] == ["lost.html", "taken.html"]
+    text = (tmp_path / "old" / "page.html").read_text()
+    for part in (
+        'content="0; url=../new/page.html"',
+        '<link rel="canonical" href="https://example.org/site/new/page.html">',
+        'This page has moved to <a href="../new/page.html">new/page.html</a>.',
+    ):
+        assert part in text
+    assert (tmp_path / "new" / "page.html").read_text() == "<p>here</p>" and not (
+        tmp_path / "lost.html"
+    ).exists()
+    config = dict(site="https://example.org/site", blob="https://example.org/blob")
+    assert builder.broken_links(tmp_path, config) == ([], 1)

@@ -13,7 +13,7 @@ import pytest
 
 from ddrobust_nb.results.paper import paper_anomalies, paper_claims
 
-NOTEBOOK = Path(__file__).resolve().parents[2] / "nbs" / "analysis" / "89_audit.ipynb"
+NOTEBOOK = Path(__file__).resolve().parents[2] / "nbs" / "analysis" / "90_audit.ipynb"
 
 
 def papermill(folder):

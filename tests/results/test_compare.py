@@ -34,7 +34,7 @@ from ddrobust_nb.results.drawing import (
     kind_of,
     plot_drop_rates,
 )
-from ddrobust_nb.results.paper import PAPER_DATASETS, PAPER_METHODS, paper_drop_rates, paper_table
+from ddrobust_nb.results.paper import PAPER_DATASET_NAMES, PAPER_METHOD_NAMES, paper_drop_rates, paper_table
 from ddrobust_nb.results.rows import Result, write_results
 from ddrobust_nb.results.styles import method_label
 from ddrobust_nb.results.styles import method_styles
@@ -463,7 +463,7 @@ def test_every_number_stands_in_its_place(name):
         table, left = printed_layout(beside, *how), 0
         for line in beside.itertuples():
             labels = dict(
-                dataset=PAPER_DATASETS[line.dataset],
+                dataset=PAPER_DATASET_NAMES[line.dataset],
                 method=method_label(line.method),
                 ipc="all" if pd.isna(line.ipc) else str(line.ipc),
                 setting=setting_label(line.attack, line.eps_255, line.steps),
@@ -503,7 +503,7 @@ def test_drop_rates_are_those_of_the_tables(plant):
 
 
 def test_every_method_has_a_style_of_its_own():
-    names = [m for m in PAPER_METHODS if m != "whole"]
+    names = [m for m in PAPER_METHOD_NAMES if m != "whole"]
     styles = method_styles(names).values()
     for field in ("label", "colour", "marker"):
         assert len({getattr(style, field) for style in styles}) == len(names)
@@ -512,12 +512,12 @@ def test_every_method_has_a_style_of_its_own():
 def test_a_method_that_was_added_keeps_its_colour_and_shares_it_with_none():
     by_itself = method_styles(["my_method"])["my_method"]
     others = [f"method_{i}" for i in range(40)]
-    for names in (["dm", "my_method"], [*PAPER_METHODS, "random", "my_method"]):
+    for names in (["dm", "my_method"], [*PAPER_METHOD_NAMES, "random", "my_method"]):
         assert method_styles(names)["my_method"] == by_itself
-    styles = method_styles([*PAPER_METHODS, "random", "my_method", *others])
+    styles = method_styles([*PAPER_METHOD_NAMES, "random", "my_method", *others])
     looks = {(style.colour, style.marker) for name, style in styles.items()}
     assert len(looks) == len(styles)
-    several = method_styles([*PAPER_METHODS, "random", "my_method", *others[:7]])
+    several = method_styles([*PAPER_METHOD_NAMES, "random", "my_method", *others[:7]])
     assert len({style.colour for style in several.values()}) == len(several)
 
 
@@ -654,11 +654,11 @@ def test_a_drawn_table_shows_every_text(tmp_path):
 # The pages
 
 MINE = {
-    "80_main": "tables-main",
-    "81_small": "tables-small",
-    "82_imagenet": "tables-imagenet",
-    "85_settings": "settings",
-    "86_drop_rate": "drop-rate",
+    "10_main": "tables-main",
+    "15_small": "tables-small",
+    "20_imagenet": "tables-imagenet",
+    "50_settings": "settings",
+    "60_drop_rate": "drop-rate",
 }
 
 
@@ -698,7 +698,7 @@ def test_every_page_has_the_same_parameters():
 
 
 @pytest.mark.parametrize(
-    "name", [name if name == "85_settings" else pytest.param(name, marks=pytest.mark.slow) for name in MINE]
+    "name", [name if name == "50_settings" else pytest.param(name, marks=pytest.mark.slow) for name in MINE]
 )  # drawing takes long
 def test_a_page_without_rows(name, tmp_path):
     said = run(
@@ -718,7 +718,7 @@ def test_a_page_without_rows(name, tmp_path):
         file for figure in FIGURES if figure.startswith(MINE[name] + "/") for file in files_of(figure)
     }
     for file in there:
-        if file.endswith(".csv") and name != "85_settings":
+        if file.endswith(".csv") and name != "50_settings":
             assert pd.read_csv(tmp_path / "figures" / file)["missing"].all()
 
 
@@ -728,11 +728,11 @@ PLANTED = [
     row(dataset="imagenette", method="mtt", network="ConvNetD5", distill_network="ConvNetD5", robust=0.1234),
 ]
 SEEN = {
-    "80_main": ["18.20 | 22.00 ± 1.58 q", "18.60 | 12.34 p", "preset aa-quick", "not the paper's experiment"],
-    "81_small": ["18.20 | 22.00 ± 1.58 q", "preset aa-quick"],
-    "82_imagenet": ["18.60 | 12.34 p"],
-    "85_settings": ["lost (1000 upstream) | 1000", "1000 | 1001"],
-    "86_drop_rate": ["31.96 | 21.43 ± 5.65 q"],
+    "10_main": ["18.20 | 22.00 ± 1.58 q", "18.60 | 12.34 p", "preset aa-quick", "not the paper's experiment"],
+    "15_small": ["18.20 | 22.00 ± 1.58 q", "preset aa-quick"],
+    "20_imagenet": ["18.60 | 12.34 p"],
+    "50_settings": ["lost (1000 upstream) | 1000", "1000 | 1001"],
+    "60_drop_rate": ["31.96 | 21.43 ± 5.65 q"],
 }
 
 

@@ -14,10 +14,10 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from ddrobust_nb.foundations.data import Data, specs  # noqa: E402
-from ddrobust_nb.training.distilled import distiller  # noqa: E402
+from ddrobust_nb.training.distiller import distiller  # noqa: E402
 from ddrobust_nb.grid.plan import placeholder_data  # noqa: E402
 from ddrobust_nb.results.plan import plan_cell  # noqa: E402
-from ddrobust_nb.results.sources import part_configs  # noqa: E402
+from ddrobust_nb.results.sources import needed_parts  # noqa: E402
 from ddrobust_nb.results.stages import attack_key  # noqa: E402
 from ddrobust_nb.results.mixing_run import mixing_config, plan_mixing  # noqa: E402
 
@@ -46,7 +46,7 @@ def planned(store, data, **given):
 def keys_of(cell, attacks=False):
     "The keys of all that a cell makes; of its models the first"
     found = {
-        "parts": list(part_configs(cell)),
+        "parts": list(needed_parts(cell)),
         "set": cell.set_key,
         "model": cell.model_keys[0],
         "cell": cell.key,

@@ -11,9 +11,9 @@ import pytest
 
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.results.paper import (
-    PAPER_ATTACKS,
-    PAPER_DATASETS,
-    PAPER_METHODS,
+    PAPER_ATTACK_NAMES,
+    PAPER_DATASET_NAMES,
+    PAPER_METHOD_NAMES,
     paper_anomalies,
     paper_cell,
     paper_claims,
@@ -132,14 +132,14 @@ def test_every_row_is_found_by_no_other_question():
         ("none", None, None),
         *(
             (a, e, s)
-            for a in PAPER_ATTACKS
+            for a in PAPER_ATTACK_NAMES
             if a != "none"
             for e in (1, 2, 3, 4, 8)
             for s in ((5, 10) if a in ("pgd", "cw") else (None,))
         ),
     ]
     for dataset, method, ipc, (attack, eps, steps) in itertools.product(
-        PAPER_DATASETS, PAPER_METHODS, (None, 1, 5, 10, 30, 50), settings
+        PAPER_DATASET_NAMES, PAPER_METHOD_NAMES, (None, 1, 5, 10, 30, 50), settings
     ):
         row = paper_row(dataset, method, ipc, attack, eps, steps)
         if row:
@@ -383,8 +383,8 @@ def test_questions_without_sense_are_errors(cell, message):
 
 
 def test_a_registered_name_is_known_and_has_no_cell(monkeypatch):
-    from ddrobust_nb.foundations.data import dataset
-    from ddrobust_nb.training.distilled import distiller
+    from ddrobust_nb.foundations.datasets import dataset
+    from ddrobust_nb.training.distiller import distiller
 
     monkeypatch.setitem(dataset, "birds", None)
     monkeypatch.setitem(distiller, "mine", None)

@@ -12,7 +12,8 @@ from scipy.stats import binomtest
 from torchvision.models import resnet18
 
 from ddrobust_nb.foundations.core import InputError, generator
-from ddrobust_nb.foundations.data import as_pixels, dataset, make_data, specs
+from ddrobust_nb.foundations.data import as_pixels, make_data, specs
+from ddrobust_nb.foundations.datasets import dataset
 from ddrobust_nb.training.distilled import load_set
 from ddrobust_nb.results.cell_rows import baseline_cell, rows_of, run_stages, write_out
 from ddrobust_nb.results.stages import attack_cell

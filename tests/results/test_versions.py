@@ -307,10 +307,10 @@ def test_what_a_stage_depends_on():
         "attacks.cw.margin_loss",
         "attacks.fgsm.fgsm",
         "attacks.autoattack.run_part",
-        "attacks.attack.unit_noise",
+        "attacks.running.unit_noise",
         "attacks.attack.AttackConfig",
-        "attacks.attack.PRESETS",
-        "attacks.robustness.run_threats",
+        "attacks.attack.AA_PRESETS",
+        "attacks.robustness.run_group",
         "foundations.data.test_subset",
     } <= found["attack"]
     for names in found.values():

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from ddrobust_nb.attacks.robustness import evaluate
-from ddrobust_nb.attacks.attack import PARTS, AttackConfig, parse_attacks
+from ddrobust_nb.attacks.attack import AttackConfig, parse_attacks
+from ddrobust_nb.attacks.autoattack import PARTS
 from ddrobust_nb.foundations.datasets import load_data
 from ddrobust_nb.foundations.networks import make_network
 

@@ -12,7 +12,8 @@ import torch
 
 import ddrobust_nb
 from ddrobust_nb.foundations.data import as_pixels
-from ddrobust_nb.training.distilled import DistilledSet, own_options
+from ddrobust_nb.training.distilled import DistilledSet
+from ddrobust_nb.training.distiller import own_options
 from ddrobust_nb.distillers.sre2l import squeeze, teacher_config
 from ddrobust_nb.foundations.networks import make_network
 from ddrobust_nb.training.fit import Recipe, fit, weights_key
@@ -21,12 +22,11 @@ from tiny import NETWORK, tiny_data
 
 PACKAGE = Path(ddrobust_nb.__file__).parent
 SCANNED = [
-    PACKAGE / "train.py",
+    PACKAGE / "training" / "fit.py",
+    PACKAGE / "foundations" / "predict.py",
+    PACKAGE / "fast" / "queries.py",
     *sorted((PACKAGE / "distillers").glob("[!_]*.py")),
-    *(
-        PACKAGE / "attacks" / f"{name}.py"
-        for name in ("queries", "fgsm", "pgd", "cw", "apgd", "fab", "square")
-    ),
+    *(PACKAGE / "attacks" / f"{name}.py" for name in ("fgsm", "pgd", "cw", "apgd", "fab", "square")),
 ]
 WAITS = {
     "item",
@@ -42,9 +42,11 @@ TRUTHS = {"isfinite", "isnan", "any", "all", "equal", "allclose"}  # and so does
 LOOKS = {"look", "due"}  # What guards a look
 
 COLD = {
-    "train": {
+    "predict": {
         "predict": "test images, at a look and at the end",
         "accuracy": "at a look and at the end",
+    },
+    "fit": {
         "weights": "at a look, at a save and at the end",
         "weights_key": "once per teacher",
         "state": "at a save",
@@ -59,7 +61,6 @@ COLD = {
     "dc": {"check_loss": "at a look", "_state": "at a save", "pixels": "at a look and at the end"},
     "mtt": {
         "train_expert": "copies the weights once an epoch",
-        "__init__": "before the run",
         "_opened": "before the run",
         "_check_path": "before the run",
         "__init__": "before the run",
@@ -93,7 +94,7 @@ ALLOWED_CALLS = {
 }  # After each piece; see there; before the loop
 
 
-def waits(source, file="train"):
+def waits(source, file="fit"):
     "What hot code of a file reads from the device: [(line, function, what)]"
     found, cold = [], {name for names in COLD.values() for name in names}
 

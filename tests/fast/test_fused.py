@@ -200,7 +200,7 @@ def fresh():
 
 def test_a_compiler_that_fails_is_not_fatal(monkeypatch, fresh):
     "A warning says so, and PyTorch's compiler takes the place"
-    monkeypatch.setattr(fused, "CPP_VECTORS", "this is no C++")
+    monkeypatch.setattr(fused, "CPP_PARTS", ("this is no C++",))
     monkeypatch.setattr(compiling, "_compile_something", lambda device: None)
     with pytest.warns(NotCompiled, match="could not be built .*error.*attacks on a CPU run, but more slowly"):
         fast = accelerated(make_network("ConvNetD3-w64", spec()).eval(), "cpu")

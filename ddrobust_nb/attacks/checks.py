@@ -18,7 +18,7 @@ from unittest.mock import patch
 import pandas as pd
 import torch
 from ..foundations.core import InputError
-from ..foundations.predict import float_types, predict
+from ..foundations.predict import float_dtypes, predict
 from ..fast.queries import CountedModel
 from .attack import AttackConfig, attack
 from ddrobust_nb.attacks.running import (
@@ -209,7 +209,7 @@ def answer_checks(
     first = answers[0]
     size = first.norm(dim=1).clamp(min=1e-12)
     spread = max(((z - first).norm(dim=1) / size).max().item() for z in answers[1:])
-    is_half = {torch.float16, torch.bfloat16} & set(float_types(model))
+    is_half = {torch.float16, torch.bfloat16} & set(float_dtypes(model))
     off = (first.sum(1) - 1).abs()
     in_range = (first >= 0).all() & (first <= 1).all()
     probabilities = bool(in_range & (off < (2e-2 if is_half else 1e-3)).all())

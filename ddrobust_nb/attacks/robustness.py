@@ -18,7 +18,7 @@ import torch
 from fastcore.basics import patch
 from ..foundations.data import Data, as_pixels, test_subset
 from ..fast.fused import can_fuse, load_kernels
-from ..foundations.predict import image_type, predict
+from ..foundations.predict import input_dtype, predict
 from .attack import AttackConfig, attack_list, check_configs, find_attack, group_configs
 from .pgd import pgd
 from .running import attack_chunks, check_model, leaving_no_trace, place_model
@@ -320,7 +320,7 @@ def check_logits(
     placed, device = place_model(model, device)
     x = as_pixels(data.test_images[:1]).to(device)
     with leaving_no_trace(placed), torch.no_grad():
-        z = placed(x.to(image_type(placed, x)))
+        z = placed(x.to(input_dtype(placed, x)))
     if z.shape[1:] != (data.spec.classes,):
         raise InputError(
             f"the model returns {z.shape[-1]} logits for the {data.spec.classes} classes of {data.spec.name}: "

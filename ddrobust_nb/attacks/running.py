@@ -11,7 +11,7 @@ __all__ = ['unit_noise', 'check_pixels', 'check_class_labels', 'check_model', 'l
 from .attack import Attack, AttackConfig, check_extra, find_attack
 from ..fast.queries import CountedModel
 from ..foundations.core import InputError, check_int, full_precision, generator, pick_device
-from ..foundations.predict import check_eval, left_alone
+from ..foundations.predict import check_eval, preserve_state
 import copy
 import inspect
 import time
@@ -97,7 +97,7 @@ def leaving_no_trace(
     model: nn.Module,
 ):
     "Gradients off for parameters, TF32 off; afterwards model, random states and settings are as before"
-    with left_alone(model), full_precision(), torch.inference_mode(False), torch.enable_grad():
+    with preserve_state(model), full_precision(), torch.inference_mode(False), torch.enable_grad():
         for p in model.parameters():
             p.requires_grad_(False)
         yield

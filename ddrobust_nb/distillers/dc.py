@@ -6,7 +6,7 @@
 __all__ = ['EPS', 'distances', 'LOOPS', 'rows_apart', 'ours', 'mse', 'cos', 'matched', 'most', 'gradient_of', 'match_of',
            'stacked', 'one_by_one', 'together', 'matcher', 'check_separate', 'class_batch', 'real_batch',
            'start_images', 'loops', 'unchanged', 'train_between', 'matching_step', 'matching', 'resume', 'check_loss',
-           'check_rates', 'check_images', 'dc']
+           'check_rates', 'check_images', 'check_gradient_matching', 'passes_of_matching', 'dc']
 
 # %% ../../nbs/distillers/10_dc.ipynb #c002
 from ddrobust_nb.foundations.core import (
@@ -27,9 +27,11 @@ import torch
 import torch.nn.functional as F
 from fastcore.meta import delegates
 from torch.func import functional_call, grad, grad_and_value, vmap
-from ..foundations.bands import check_frequency, steer, wished
+from ..foundations.bands import check_frequency, steer, frequency_entry
 from ..foundations.data import Data, as_pixels
-from ..training.distilled import DistilledSet, balanced, distiller, random
+from .baselines import random
+from ..training.distilled import DistilledSet
+from ..training.distiller import balanced, distiller
 from ..foundations.compiling import compiled
 from ..foundations.networks import Normalise, make_network
 from ..training.fit import weights
@@ -310,7 +312,7 @@ def matching(
         lr_net=lr_net,
         init=init,
         distance=distance,
-    ) | wished(frequency)
+    ) | frequency_entry(frequency)
     run = _Matching(data, ipc, config, seed, pick_device(device), pair, each)
     start, autosave = run.load(state), Autosave(save)
     with progress(iterations * outer, f"{method} ipc {ipc}", start) as bar, full_precision():
@@ -462,19 +464,8 @@ def check_images(
     )
     check_choice("init", init, ("real", "noise"))
 
-# %% ../../nbs/distillers/10_dc.ipynb #c058
-@distiller
-@delegates(matching, but=["pair", "each"])
-def dc(
-    data: Data,
-    ipc: int,  # Images per class
-    **kwargs,
-) -> DistilledSet:
-    "Gradient matching (Zhao, Mopuri and Bilen, ICLR 2021)"
-    return matching("dc", data, ipc, **kwargs)
-
 # %% ../../nbs/distillers/10_dc.ipynb #c059
-def check_matching(
+def check_gradient_matching(
     data, ipc, network, *, outer, inner, batch_train, distance, momentum, lr_img, lr_net, **images
 ):
     "`InputError` for options that gradient matching cannot run with"
@@ -488,5 +479,25 @@ def check_matching(
     check_choice("distance", distance, distances)
     check_separate(network, data.spec)
 
+# %% ../../nbs/distillers/10_dc.ipynb #c058
+def passes_of_matching(options: dict, classes: int, ipc: int, n_train: int) -> float:
+    "Gradients of real images, second derivatives of synthetic ones, and the training between two steps"
+    outer, inner = loops(ipc, options["outer"], options["inner"])
+    steps = options["iterations"] * outer
+    return steps * classes * (3 * options["batch_real"] + 10 * ipc + inner * 3 * ipc)
 
-dc.check = check_matching
+
+@distiller(
+    label="DC",
+    title="Dataset Condensation with gradient matching",
+    check=check_gradient_matching,
+    passes=passes_of_matching,
+)
+@delegates(matching, but=["pair", "each"])
+def dc(
+    data: Data,
+    ipc: int,  # Images per class
+    **kwargs,
+) -> DistilledSet:
+    "Gradient matching (Zhao, Mopuri and Bilen, ICLR 2021)"
+    return matching("dc", data, ipc, **kwargs)

@@ -28,7 +28,7 @@ from ddrobust_nb.foundations.compiling import (
     cpp_compiler,
 )
 from ..foundations.networks import ConvNet, Network
-from ..foundations.predict import float_types
+from ..foundations.predict import float_dtypes
 
 # %% ../../nbs/fast/30_fused.ipynb #c007
 CPP_VECTORS = r"""
@@ -461,7 +461,7 @@ def can_fuse(
         return False
     if type(net) is not Network or type(net.body) is not ConvNet or net.spec is None:
         return False
-    if float_types(net) != [torch.float32]:
+    if float_dtypes(net) != [torch.float32]:
         return False
     blocks = _blocks_of(net)
     if not all(can_fuse_block(block) for block in blocks):

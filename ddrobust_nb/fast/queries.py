@@ -18,7 +18,7 @@ from torch import nn
 from .fused import FusedConvNet, accelerated, can_fuse
 from ..foundations.compiling import SPEED, forward_flops
 from ..foundations.networks import Network
-from ..foundations.predict import check_eval, float_types, image_type
+from ..foundations.predict import check_eval, float_dtypes, input_dtype
 
 # %% ../../nbs/fast/40_queries.ipynb #c006
 def loss_gradient(
@@ -112,7 +112,7 @@ def passes_before_compiling(
     "How much work a model does before it is compiled; `DDROBUST_COMPILE` = never or always overrules this"
     setting = os.environ.get("DDROBUST_COMPILE", "auto")
     rule = check_choice("DDROBUST_COMPILE", setting, ("auto", "never", "always"))
-    if not set(float_types(model)) <= {torch.float32}:
+    if not set(float_dtypes(model)) <= {torch.float32}:
         return inf  # the fast forms are written for float32
     if rule != "auto":
         return 0 if rule == "always" else inf
@@ -168,7 +168,7 @@ def _check_logits(z, x, classes_needed):
 def _call_model(counted, x):
     "The answer of the wrapped model to images of the type that it takes"
     if counted.input_type is None and len(x):
-        counted.input_type = image_type(counted.model, x)
+        counted.input_type = input_dtype(counted.model, x)
     input_type = counted.input_type or x.dtype
     if not (counted.in_float16 and x.requires_grad and torch.is_grad_enabled()):
         return counted.model(x.to(input_type))
@@ -206,7 +206,7 @@ class CountedModel(nn.Module):
         self.passes_before_compiling = passes_before_compiling(model, labels.device)
         self.fast = None  # The faster form, once it is built
         self.input_type = None
-        self.in_float16 = torch.float16 in float_types(model)
+        self.in_float16 = torch.float16 in float_dtypes(model)
 
     def forward(self, x):
         z = self.logits(x)

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from .augment import draw_uniform, sample
+from .augment import draw_uniform, sample_bilinear
 
 # %% ../../nbs/foundations/35_views.ipynb #c089
 def draw_boxes(
@@ -46,7 +46,9 @@ def resized_crop(
         places = (torch.arange(side, device=x.device) + 0.5) * (length / side) - 0.5
         return start + places.clamp(min=0).minimum(length - 1)
 
-    return sample(x, along(x.shape[2], top, height)[:, :, None], along(x.shape[3], left, width)[:, None, :])
+    return sample_bilinear(
+        x, along(x.shape[2], top, height)[:, :, None], along(x.shape[3], left, width)[:, None, :]
+    )
 
 # %% ../../nbs/foundations/35_views.ipynb #c095
 MIXES = {"cutmix": 1.0, "mixup": 0.8}  # Both parameters of the Beta distribution that the share comes from

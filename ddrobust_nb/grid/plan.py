@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from ..foundations.data import Data, specs, subsets
-from ..foundations.datasets import FOLDERS, find_root, load_data, wanted
+from ..foundations.datasets import FOLDERS, find_root, load_data, where_to_put
 from ..results.plan import PARAMETERS, Cell, plan_cell
 from ..results.mixing_run import MIXING_PARAMETERS, plan_mixing
 from ..results.store import Store, find_store
@@ -194,7 +194,7 @@ def data_loader(
 
     def read(name, data_root):
         if name in IMAGE_COUNTS and not download and not _is_local(name, data_root):
-            return placeholder_data(name), wanted(source_folder(name), find_root(data_root))
+            return placeholder_data(name), where_to_put(source_folder(name), find_root(data_root))
         return load_data(name, data_root), ""
 
     def load(name, data_root):

@@ -12,9 +12,10 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from ..foundations.augment import dsa, parse_strategy, strategy_for
+from ..foundations.augment import augment_dsa, parse_strategy, strategy_for
 from ..foundations.data import Data, as_pixels
 from ..foundations.networks import Normalise, make_network
+from ..training.distilled import DistilledSet, check_set, check_training
 from ddrobust_nb.training.fit import (
     Recipe,
     _Run,
@@ -23,11 +24,10 @@ from ddrobust_nb.training.fit import (
     _objective,
     _train,
     batches,
-    check_training,
     training_labels,
     view,
 )
-from ..training.distilled import DistilledSet, check_set, random
+from ..distillers.baselines import random
 
 # %% ../../nbs/mixing/10_mix.ipynb #c010
 def mixing_recipe(
@@ -88,7 +88,7 @@ def distilled_batch(
     "The distilled part of a batch: normalised images, augmented, and their labels"
     index = mixed_index(len(images), first, count, seed)
     z = normalise(as_pixels(images[index]))
-    return dsa(z, strategy, generator(seed, "mixed view", first)) if strategy else z, labels[index]
+    return augment_dsa(z, strategy, generator(seed, "mixed view", first)) if strategy else z, labels[index]
 
 # %% ../../nbs/mixing/10_mix.ipynb #c029
 def join_labels(

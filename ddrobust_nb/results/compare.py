@@ -28,7 +28,7 @@ import ddrobust_nb.results.plan  # every distiller is known after that
 from ..attacks.metrics import wilson
 from ..attacks.attack import short_label, takes_preset, takes_steps
 from ..foundations.core import InputError, check_choice
-from ..training.distilled import distiller, own_options
+from ..training.distiller import WHOLE, distiller, own_options
 from ..training.protocols import PROTOCOLS, preset_options
 from .paper import PAPER_DATASET_NAMES, PAPER_METHOD_NAMES, paper_anomalies
 from .lines import deviation, experiments_of
@@ -76,7 +76,7 @@ def rows_of_file(
         elsewhere = (
             rows["distill_network"].fillna("").ne("")
             & (rows["distill_network"] != rows["network"])
-            & (rows["method"] != "whole")
+            & (rows["method"] != WHOLE)
         )
         return rows.assign(changed=(anew | elsewhere | (rows["select"] != select)).astype(bool))
     except InputError:
@@ -358,7 +358,7 @@ def cell_text(
     spread = f" ± {100 * row['sd']:.2f}" if several else ""
     if not row["missing"] and row["sets"] > 1:
         spread += f" ({int(row['sets'])} sets ± {100 * row['sd_sets']:.2f})"
-    ours = "–" if row["missing"] else f"{100 * row['ours']:.2f}{spread} {row['protocol_mark']}".rstrip()
+    ours = "–" if row["missing"] else f"{100 * row['ours']:.2f}{spread} {row['mark']}".rstrip()
     return f"{row['printed']}{'*' if row['noted'] else ''} | {ours}"
 
 # %% ../../nbs/results/70_compare.ipynb #c057

@@ -19,7 +19,9 @@ from safetensors.torch import save_file
 from ..foundations.augment import strategy_for
 from ..attacks.attack import NAMED, parse_attack
 from ..foundations.data import Data
-from ..training.distilled import DistilledSet, class_balanced, distiller, load_set, random
+from ..distillers.baselines import random
+from ..training.distilled import DistilledSet, load_set
+from ..training.distiller import RANDOM, WHOLE, class_balanced, distiller
 from ..mixing.mix import MIX_VERSION, card_augment, check_mixed, mixing_control, mix, mixing_recipe
 from ..foundations.networks import network_revision
 from ..training.protocols import PROTOCOLS
@@ -104,11 +106,11 @@ def read_sets(
             raise InputError(f"sets names {name!r} twice: each set once")
         if name == "none":
             found[name] = None
-        elif name in distiller and name != "whole":
+        elif name in distiller and name != WHOLE:
             found[name] = name
         elif not name or not Path(name).expanduser().exists():
             raise unknown_name(
-                "set", name, ["none", *(m for m in distiller if m != "whole"), "a folder with a ready set"]
+                "set", name, ["none", *(m for m in distiller if m != WHOLE), "a folder with a ready set"]
             )
         else:
             found[name] = load_set(name, spec)
@@ -162,7 +164,7 @@ def plan_mixing(
             "store",
         )
     } | dict(attacks=configs)
-    cell = plan_cell(method="random", data=data, **common)
+    cell = plan_cell(method=RANDOM, data=data, **common)
     return _complete(p, cell, common | dict(data=cell.data))
 
 
@@ -194,7 +196,7 @@ def _complete(p, cell, common):
     cells = {
         name: plan_cell(method=name, **common)
         for name, s in sets.items()
-        if isinstance(s, str) and name != "random"
+        if isinstance(s, str) and name != RANDOM
     }
     run = MixingRun(
         cell,
@@ -297,11 +299,11 @@ def mixed_sets(run: MixingRun) -> list:  # Of `MixingPart`
     made = {
         name: distil_cell(run.cells[name]).dset if name in run.cells else s
         for name, s in run.sets.items()
-        if name != "random"
+        if name != RANDOM
     }
     others, spec = [s for s in made.values() if s is not None], run.cell.data.spec
-    if "random" in run.sets:
-        made["random"] = (
+    if RANDOM in run.sets:
+        made[RANDOM] = (
             mixing_control(run.cell.data, others[0], augment=run.augment, seed=run.cell.seed)
             if others
             else replace(

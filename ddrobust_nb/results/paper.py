@@ -17,7 +17,7 @@ import pandas as pd
 
 from ..foundations.core import InputError, check_choice, check_int, unknown_name
 from ..foundations.datasets import dataset as datasets
-from ..training.distilled import distiller
+from ..training.distiller import distiller
 from ..attacks.attack import check_attack_name
 
 # %% ../../nbs/results/35_paper.ipynb #c005

@@ -19,10 +19,8 @@ from ddrobust_nb.foundations.core import (
 import ast
 import functools
 import hashlib
-import importlib
 import inspect
 import json
-import pkgutil
 import re
 import subprocess
 import time
@@ -33,21 +31,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torchvision.models import ResNet18_Weights
 import ddrobust_nb
-import ddrobust_nb.distillers
 from ..attacks.attack import attack_list, find_attack, short_label
 from ..foundations.bands import check_frequency
 from ..foundations.data import Data
 from ..foundations.datasets import load_data
-from ..training.distilled import DistilledSet, distiller, load_set, own_options
+from ..training.distilled import DistilledSet, load_set
+from ..training.distiller import WHOLE, distiller, own_options
 from ..foundations.networks import make_network, network_revision
 from ..training.protocols import PROTOCOLS, Protocol, preset_options, protocol_for, recipe_for
 from .keys import attack_config_fields, option_fields, recipe_fields
 from .store import Store, check_format, check_writable, find_store, sha256_of, stage_key
 from ..training.fit import History, Recipe, relabelling, training_labels, weights
-
-# %% ../../nbs/results/50_plan.ipynb #c005
-for _module in pkgutil.iter_modules(ddrobust_nb.distillers.__path__):
-    importlib.import_module(f"ddrobust_nb.distillers.{_module.name}")
 
 # %% ../../nbs/results/50_plan.ipynb #c008
 PARAMETERS = dict(
@@ -227,7 +221,7 @@ def published(
     "The published weights that stand for a training: torchvision's ResNet18 for the whole of ImageNet-1K"
     return (
         "torchvision ResNet18 IMAGENET1K_V1"
-        if (method, spec.name, network) == ("whole", "imagenet1k", "ResNet18") and spec.size > 64
+        if (method, spec.name, network) == (WHOLE, "imagenet1k", "ResNet18") and spec.size > 64
         else ""
     )
 
@@ -296,9 +290,9 @@ def _same_data(a, b, place):
 
 def _known_method(p):
     method = check_choice("method", p["method"], distiller)
-    if method == "whole":
+    if method == WHOLE:
         check_int("ipc", p["ipc"], 1)
-    return method, None if method == "whole" else p["ipc"], None
+    return method, None if method == WHOLE else p["ipc"], None
 
 
 def checkpoint_card(checkpoint, data):
@@ -391,7 +385,7 @@ def _check_store(store, second):  # a grid of thousands of cells asks once a sec
 
 def _complete(given, p, device, configs, store, data):
     method, ipc, ready = identify(given, data)
-    if method != "whole" and not (ready or p["checkpoint"]):
+    if method != WHOLE and not (ready or p["checkpoint"]):
         check_int(
             "ipc",
             ipc,
@@ -413,9 +407,13 @@ def _complete(given, p, device, configs, store, data):
     usual = preset_options(protocol.name, method, data.spec.name, ipc).get(
         "network", "auto"
     )  # the method's network
-    network, distill_network = (
-        check_network(usual if name == "auto" else name, data) for name in (asked, p["distill_network"])
-    )
+    network = check_network(usual if asked == "auto" else asked, data)
+    distill_network = p["distill_network"]
+    if distill_network == "auto":
+        distill_network = usual
+    if distill_network == "auto" and not (ready or p["checkpoint"]):
+        distill_network = distiller[method].network or "auto"
+    distill_network = check_network(distill_network, data)
     if p["checkpoint"]:
         read_weights(p["checkpoint"], make_network(network, data.spec, device="meta"))
     if ready or p["checkpoint"]:

@@ -12,7 +12,7 @@ from hashlib import sha256
 
 import matplotlib as mpl
 from .paper import PAPER_METHOD_NAMES
-from ..training.distilled import distiller
+from ..training.distiller import RANDOM, WHOLE, distiller
 
 # %% ../../nbs/results/37_styles.ipynb #c005
 NOTHING_MIXED = "none"  # The name of ordinary training among sets that are mixed in
@@ -24,9 +24,7 @@ def method_label(
     "A method as tables and figures print it"
     if method not in distiller:
         return method
-    return getattr(distiller[method], "label", "") or PAPER_METHOD_NAMES.get(method, method).replace(
-        "whole", "Whole"
-    )
+    return distiller[method].label
 
 # %% ../../nbs/results/37_styles.ipynb #c008
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ OTHER_MARKERS = ("h", "*", "p", "<", ">", "d", "8", "H")
 def _fixed_looks():
     "Colour and marker of the methods that look the same in every figure"
     reference = ("#000000", "_")
-    looks = {"whole": reference, NOTHING_MIXED: reference, "random": ("#888888", "X")}
+    looks = {WHOLE: reference, NOTHING_MIXED: reference, RANDOM: ("#888888", "X")}
     distilled = [name for name in PAPER_METHOD_NAMES if name not in looks]
     return looks | dict(zip(distilled, zip(PAPER_COLOURS, PAPER_MARKERS)))
 

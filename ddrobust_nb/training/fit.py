@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VIEWS', 'Recipe', 'lr_at', 'batches', 'training_labels', 'History', 'weights', 'weights_key', 'frozen', 'labeller',
-           'soft_loss', 'relabelling', 'view', 'check_training', 'check_labels', 'fit']
+           'soft_loss', 'relabelling', 'view', 'fit']
 
 # %% ../../nbs/training/20_fit.ipynb #c002
 from ddrobust_nb.foundations.core import (
@@ -24,12 +24,13 @@ from dataclasses import dataclass, field, replace
 import torch
 import torch.nn.functional as F
 from ..foundations.data import as_pixels, test_subset
-from ..foundations.augment import crop, dsa, flip, parse_strategy, draw_shifts
+from ..foundations.augment import crop, augment_dsa, flip, parse_strategy, draw_shifts
 from ..foundations.views import MIXES, apply_mix, draw_boxes, draw_mix, mix_labels, resized_crop
 from ..foundations.compiling import compiled
 from ..foundations.networks import make_network
 from safetensors.torch import load_file
 from ..foundations.predict import accuracy
+from .distilled import check_training
 
 # %% ../../nbs/training/20_fit.ipynb #c005
 @dataclass(frozen=True)
@@ -258,7 +259,7 @@ def _step(run, recipe, images, labels, index, seed):
     x, y = view(x, y, recipe, run.net.spec.classes, generator(seed, "view", run.epoch, run.batch))
     z = run.net.normalise(x)
     if recipe.augment:
-        z = dsa(z, recipe.augment, generator(seed, "augment", run.epoch, run.batch))
+        z = augment_dsa(z, recipe.augment, generator(seed, "augment", run.epoch, run.batch))
     if run.teacher:
         y = run.teacher(run.net.denormalise(z))
     loss = run.objective(z, y)
@@ -285,48 +286,6 @@ def _look(run, test, device):
     run.loss, run.seen = torch.zeros_like(run.loss), 0
     run.net.train()
     return seen
-
-# %% ../../nbs/training/20_fit.ipynb #c060
-def check_training(
-    images,  # [n,C,H,W], or a lazy folder
-    labels,  # [n] classes, or [n, classes] probabilities
-    spec,  # What they are of
-):
-    "`InputError` unless images and labels can be trained on"
-    shape, n = (spec.channels, spec.size, spec.size), len(images)
-    if tuple(images.shape[1:]) != shape or not n:
-        raise InputError(
-            f"images of {spec.name} must have shape [n, {', '.join(map(str, shape))}] with n from 1 on, got {list(images.shape)}"
-        )
-    if not (images.dtype == torch.uint8 or images.dtype.is_floating_point):
-        raise InputError(
-            f"images must be bytes (uint8) or floating point pixels, got {images.dtype}: convert them first"
-        )
-    if torch.is_tensor(images) and images.is_floating_point() and not torch.isfinite(images).all():
-        raise InputError("the images of the set hold values that are not numbers")
-    if labels is not None:
-        check_labels(labels, n, spec.classes)
-
-
-def check_labels(labels, n, classes):
-    "`InputError` unless these are classes or probabilities of `n` images"
-    soft = labels.ndim == 2
-    if tuple(labels.shape) not in ((n,), (n, classes)):
-        raise InputError(
-            f"labels must be {n} classes or a [{n}, {classes}] table of probabilities, got shape {list(labels.shape)}"
-        )
-    if soft and not (
-        labels.is_floating_point() and (labels >= 0).all() and ((labels.sum(1) - 1).abs() < 1e-2).all()
-    ):
-        raise InputError(
-            "soft labels must be probabilities: from 0 on, and 1 in sum for each image; pass logits through softmax"
-        )
-    if soft:
-        return
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise InputError(f"labels must be whole numbers (or a table of probabilities), got {labels.dtype}")
-    if labels.min() < 0 or labels.max() >= classes:
-        raise InputError(f"labels must lie in 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}")
 
 # %% ../../nbs/training/20_fit.ipynb #c062
 def _check_recipe(recipe, test):

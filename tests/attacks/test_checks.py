@@ -35,7 +35,7 @@ from ddrobust_nb.attacks.running import attack_images
 from ddrobust_nb.foundations.core import InputError, generator
 from ddrobust_nb.foundations.data import as_pixels, test_subset as subset
 from ddrobust_nb.foundations.datasets import load_data
-from ddrobust_nb.training.distilled import random
+from ddrobust_nb.distillers.baselines import random
 from ddrobust_nb.foundations.predict import predict
 from ddrobust_nb.training.fit import Recipe, fit
 

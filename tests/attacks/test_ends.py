@@ -21,7 +21,7 @@ from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.foundations.data import image_grid
 from ddrobust_nb.training.distilled import DistilledSet, show_images, show_set
 from ddrobust_nb.frequency.models import HeatMap, plot_bands, plot_heat_map, plot_perturbations
-from ddrobust_nb.frequency.similarity import few
+from ddrobust_nb.frequency.similarity import components_by_svd
 from ddrobust_nb.frequency.spectra import show_spectra
 from ddrobust_nb.grid.leaderboard import standings
 from ddrobust_nb.foundations.networks import make_network
@@ -34,7 +34,7 @@ from ddrobust_nb.results.mixing_table import mixing_table, plot_differences
 from ddrobust_nb.results.report import check_table, footnotes, plot_rows, plot_training, results_table
 from ddrobust_nb.results.reading import read_results
 from ddrobust_nb.results.rows import results_frame
-from ddrobust_nb.results.showing import show_or_say
+from ddrobust_nb.results.showing import show_or_explain
 from ddrobust_nb.training.fit import History
 from test_plan import ROW
 from tiny import NETWORK, tiny_data
@@ -96,12 +96,12 @@ def all_of_it(done, rows, folder):
     "Everything that run_cell.ipynb shows of a cell; errors are raised"
     histories = {f"seed {m.seed}": m.history for m in done.models}
     assert (
-        "image/png" in show_or_say(lambda: plot_rows(rows), "robustness", folder).data
+        "image/png" in show_or_explain(lambda: plot_rows(rows), "robustness", folder).data
         and (folder / "figures" / "robustness.png").is_file()
     )
     drawn(plot_training(histories))
     for make in (lambda: results_table(rows), lambda: check_table([done]), lambda: standings(rows)):
-        assert "text/html" in show_or_say(make, "a table").data
+        assert "text/html" in show_or_explain(make, "a table").data
     assert footnotes(rows)
 
 
@@ -195,7 +195,7 @@ def test_images_of_one_value(n, value, channels):
         lambda x: plot_perturbations({"pgd": x}),
     ):
         drawn(f(x) or plt.gcf())
-    assert few(x, 3)._repr_png_().startswith(b"\x89PNG") and image_grid(x).size[0] == 9 * n - 1
+    assert components_by_svd(x, 3)._repr_png_().startswith(b"\x89PNG") and image_grid(x).size[0] == 9 * n - 1
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_no_images():
         with pytest.raises(InputError, match="at least one image"):
             f(nothing)
     assert "0 images" in repr(DistilledSet(tiny_data().spec, nothing, torch.zeros(0).long()))
-    assert few(img(1), 0)._repr_png_() is None
+    assert components_by_svd(img(1), 0)._repr_png_() is None
 
 
 @pytest.mark.parametrize("error", (0.0, 1.0, float("nan")))

@@ -19,7 +19,8 @@ from ddrobust_nb.attacks.autoattack import PARTS
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.foundations.data import Spec, as_pixels, make_data
 from ddrobust_nb.foundations.datasets import load_data
-from ddrobust_nb.training.distilled import distiller, save_set
+from ddrobust_nb.training.distilled import save_set
+from ddrobust_nb.training.distiller import distiller
 from ddrobust_nb.foundations.networks import make_network
 from ddrobust_nb.results import plan as cell_module
 from ddrobust_nb.results import stages as stages_module

@@ -22,7 +22,8 @@ from ddrobust_nb.attacks import running
 from ddrobust_nb.attacks.attack import Attack, AttackConfig, attack
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.foundations.data import as_pixels
-from ddrobust_nb.training.distilled import DistilledSet, embed
+from ddrobust_nb.distillers.baselines import embed
+from ddrobust_nb.training.distilled import DistilledSet
 from ddrobust_nb.distillers import dc, dm, mtt, sre2l, tesla
 from ddrobust_nb.frequency import models as frequency
 from ddrobust_nb.foundations.compiling import compiled, worth_compiling
@@ -302,10 +303,10 @@ DOES_NOT_ASK = {  # Looks at the network, or copies it: any mode will do
     "training.fit.fit": lambda net: train.fit(
         relabelled(net), network="ConvNetD3-w8", recipe=train.Recipe(epochs=1), teacher=net, device="cpu"
     ),
-    "foundations.predict.float_types": lambda net: predict_page.float_types(net),
-    "foundations.predict.image_type": lambda net: predict_page.image_type(net, X.double()),
+    "foundations.predict.float_dtypes": lambda net: predict_page.float_dtypes(net),
+    "foundations.predict.input_dtype": lambda net: predict_page.input_dtype(net, X.double()),
     "training.fit.labeller": lambda net: [train.labeller(net, bn)(X) for bn in ("eval", "batch")],
-    "foundations.predict.left_alone": lambda net: entered(predict_page.left_alone(net)),
+    "foundations.predict.preserve_state": lambda net: entered(predict_page.preserve_state(net)),
     "training.fit.relabelling": lambda net: train.relabelling(relabelled(net), net, train.Recipe()),
     "training.fit.weights": lambda net: train.weights(net),
 }
@@ -373,10 +374,10 @@ ASKS = {  # Asks the network: one in training mode is refused
     "attacks.running.run_chunk": lambda net: running.run_chunk(
         attack["fgsm"], net, X, Y, [AttackConfig("fgsm")], seed=0, index=INDEX
     ),
-    "training.distilled.embed": lambda net: embed(net, DATA.test_images, "cpu"),
+    "distillers.baselines.embed": lambda net: embed(net, DATA.test_images, "cpu"),
     "distillers.sre2l.recover": lambda net: sre2l.recover(DATA, 1, net, RECOVER),
     "distillers.sre2l.recover_loss": lambda net: recovered(net),
-    "frequency.models.asking": lambda net: entered(frequency.asking(net, X, Y)),
+    "frequency.models.ask_model": lambda net: entered(frequency.ask_model(net, X, Y)),
     "frequency.models.band_accuracy": lambda net: frequency.band_accuracy(net, X, Y),
     "frequency.models.fourier_heat_map": lambda net: frequency.fourier_heat_map(net, X, Y, step=4),
     "frequency.models.perturbations": lambda net: frequency.perturbations(net, X, Y, "fgsm@4/255"),
@@ -476,7 +477,7 @@ class Restless(nn.Module):
     (
         "foundations.predict.predict",
         "foundations.predict.accuracy",
-        "foundations.predict.image_type",
+        "foundations.predict.input_dtype",
         "attacks.running.attack_images",
         "attacks.checks.answer_checks",
         "attacks.robustness.evaluate",

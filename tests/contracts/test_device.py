@@ -12,7 +12,8 @@ import torch
 
 import ddrobust_nb
 from ddrobust_nb.foundations.data import as_pixels
-from ddrobust_nb.training.distilled import DistilledSet, own_options
+from ddrobust_nb.training.distilled import DistilledSet
+from ddrobust_nb.training.distiller import own_options
 from ddrobust_nb.distillers.sre2l import squeeze, teacher_config
 from ddrobust_nb.foundations.networks import make_network
 from ddrobust_nb.training.fit import Recipe, fit, weights_key

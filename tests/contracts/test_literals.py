@@ -13,7 +13,7 @@ import pytest
 
 import ddrobust_nb
 from ddrobust_nb.attacks.attack import attack
-from ddrobust_nb.training.distilled import distiller
+from ddrobust_nb.training.distiller import distiller
 
 PACKAGE = Path(ddrobust_nb.__file__).parent
 CHAPTERS = (
@@ -32,6 +32,7 @@ UNFINISHED = {"attacks", "frequency", "results", "grid"}  # To be empty
 ANY = "*"
 AUTOATTACK = "AutoAttack is the conjunction of these parts"
 PRESETS = "presets: data, a row for each method and dataset"
+BASELINE = "one constant each, for what is not a method of distillation"
 PAPER = "the paper's data: what its tables call the methods"
 NAMED_GRID = "named grids"
 DEFAULT = "the command's default"
@@ -40,6 +41,8 @@ OTHER = "another thing of the same name"
 
 ALLOWED = {  # Module, definition (or ANY): reason
     ("attacks.autoattack", ANY): AUTOATTACK,
+    ("training.distiller", "RANDOM"): BASELINE,
+    ("training.distiller", "WHOLE"): BASELINE,
     ("training.protocols", ANY): PRESETS,
     ("results.paper", ANY): PAPER,
     ("grid.plan", "SIX"): NAMED_GRID,

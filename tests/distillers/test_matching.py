@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call, grad, jvp
 
-from ddrobust_nb.foundations.augment import dsa as augmented, strategy_for
+from ddrobust_nb.foundations.augment import augment_dsa as augmented, strategy_for
 from ddrobust_nb.foundations.core import InputError, derive_seed, generator
 from ddrobust_nb.foundations.data import specs
-from ddrobust_nb.training.distilled import balanced, distiller
+from ddrobust_nb.training.distiller import balanced, distiller
 from ddrobust_nb.distillers.dc import (
     LOOPS,
     class_batch,

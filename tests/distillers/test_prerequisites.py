@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.foundations.datasets import dataset
-from ddrobust_nb.training.distilled import distiller, load_set, save_set
+from ddrobust_nb.training.distilled import load_set, save_set
+from ddrobust_nb.training.distiller import distiller
 from ddrobust_nb.training.protocols import PROTOCOLS, recipe_for
 from ddrobust_nb.results.cell_rows import attack_cell, finish_cell, run_stages, write_out
 from ddrobust_nb.results.keys import VERSIONS

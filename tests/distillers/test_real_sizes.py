@@ -10,7 +10,8 @@ import torch
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.foundations.data import as_pixels
 from ddrobust_nb.foundations.datasets import imagenet1k, load_data
-from ddrobust_nb.training.distilled import own_options, random
+from ddrobust_nb.distillers.baselines import random
+from ddrobust_nb.training.distiller import own_options
 from ddrobust_nb.distillers.dc import dc
 from ddrobust_nb.distillers.dm import dm
 from ddrobust_nb.distillers.mtt import mtt

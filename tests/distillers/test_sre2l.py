@@ -9,7 +9,8 @@ from torch import nn
 
 from ddrobust_nb.foundations.core import InputError, generator
 from ddrobust_nb.foundations.data import specs
-from ddrobust_nb.training.distilled import class_balanced, distiller, own_options, random
+from ddrobust_nb.distillers.baselines import random
+from ddrobust_nb.training.distiller import class_balanced, distiller, own_options
 from ddrobust_nb.distillers.sre2l import (
     _Recovery,
     _recover_step,
@@ -450,7 +451,7 @@ def test_three_sets_one_teacher(data, part):
         and sets["sre2l_hard"].teacher is None
     )
     configs = [
-        distiller[n].prerequisite.configs(data, NETWORK, {**own_options(n), "squeeze_epochs": 7})
+        distiller[n].prerequisites[0].configs(data, NETWORK, {**own_options(n), "squeeze_epochs": 7})
         for n in sets
     ]
     assert (

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from ddrobust_nb.foundations.augment import strategy_for
 from ddrobust_nb.foundations.core import InputError, derive_seed
 from ddrobust_nb.foundations.data import specs
-from ddrobust_nb.training.distilled import class_balanced, distiller, own_options, prepare, random
+from ddrobust_nb.distillers.baselines import random
+from ddrobust_nb.training.distiller import class_balanced, distiller, own_options, prepare
 from ddrobust_nb.distillers.mtt import (
     EXPERTS,
     SMALLEST_LR,
@@ -47,7 +48,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def parts(data):
-    return prepare(EXPERTS, data, NETWORK, vars(Matching(**SMALL)), device="cpu")[0]
+    return prepare([EXPERTS], data, NETWORK, vars(Matching(**SMALL)), device="cpu")[0]["experts"]
 
 
 def relative(a, b):
@@ -263,9 +264,9 @@ def test_snapshots_are_those_of_plain_training_and_differ(data, parts):
 
 
 def test_a_longer_expert_begins_like_a_shorter_one(data, parts):
-    (longer,) = prepare(
-        EXPERTS, data, NETWORK, vars(Matching(**{**SMALL, "n_experts": 1, "max_start": 4})), device="cpu"
-    )[0]
+    options = vars(Matching(**{**SMALL, "n_experts": 1, "max_start": 4}))
+    made, _ = prepare([EXPERTS], data, NETWORK, options, device="cpu")
+    (longer,) = made["experts"]
     assert torch.equal(longer["snapshots"][:3], parts[0]["snapshots"])
 
 
@@ -290,7 +291,7 @@ def test_configurations_of_experts_name_what_matters_and_nothing_else(data):
         expert_span=2, expert_batch=4, expert_lr=0.1, expert_images=9, augment=""
     ).items():
         assert expert_configs(data, NETWORK, vars(Matching(**{**SMALL, option: value})))[0] != base[0], option
-    assert mtt.prerequisite is tesla.prerequisite is EXPERTS
+    assert mtt.prerequisites == tesla.prerequisites == (EXPERTS,)
     assert json.loads(json.dumps(base)) == base
 
 
@@ -317,7 +318,7 @@ def test_an_expert_interrupted_anywhere(data, parts, monkeypatch):
 
 def test_experts_that_diverge_name_their_knob(data):
     with pytest.raises(ArithmeticError, match="expert_lr"):
-        prepare(EXPERTS, data, NETWORK, vars(Matching(**SMALL, expert_lr=1e30)), device="cpu")
+        prepare([EXPERTS], data, NETWORK, vars(Matching(**SMALL, expert_lr=1e30)), device="cpu")
 
 
 def write(parts, folder):

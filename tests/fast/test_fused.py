@@ -41,8 +41,11 @@ def spec(size=32, channels=3):
     )
 
 
-def four(channels=3, width=64, conv={}, norm={}, pool={}):
+def four(channels=3, width=64, conv=None, norm=None, pool=None):
     "The layers of a block, with weights that are not those of a start"
+    conv = conv or {}
+    norm = norm or {}
+    pool = pool or {}
     layers = [
         nn.Conv2d(channels, width, 3, **{"padding": 1, **conv}),
         nn.GroupNorm(norm.get("groups", width), width, affine=norm.get("affine", True)),
@@ -200,7 +203,7 @@ def fresh():
 
 def test_a_compiler_that_fails_is_not_fatal(monkeypatch, fresh):
     "A warning says so, and PyTorch's compiler takes the place"
-    monkeypatch.setattr(fused, "CPP_VECTORS", "this is no C++")
+    monkeypatch.setattr(fused, "CPP_PARTS", ("this is no C++",))
     monkeypatch.setattr(compiling, "_compile_something", lambda device: None)
     with pytest.warns(NotCompiled, match="could not be built .*error.*attacks on a CPU run, but more slowly"):
         fast = accelerated(make_network("ConvNetD3-w64", spec()).eval(), "cpu")

@@ -13,7 +13,7 @@ from ddrobust_nb.foundations.augment import (
     crop,
     cutout,
     draw_dsa,
-    dsa,
+    augment_dsa,
     flip,
     operations,
     parse_strategy,
@@ -142,7 +142,7 @@ def test_gradient_matching_reaches_the_pixels(category):
     "A gradient with respect to weights, then one of it with respect to pixels: what DSA and trajectory matching do"
     body = ConvNet(3, 2, 16, depth=2, width=4)
     x = torch.randn(4, 3, 16, 16, requires_grad=True)
-    loss = body(dsa(x, category, generator(0, "matching"), siamese=True)).pow(2).mean()
+    loss = body(augment_dsa(x, category, generator(0, "matching"), siamese=True)).pow(2).mean()
     grads = torch.autograd.grad(loss, [*body.parameters()], create_graph=True)
     (pixels,) = torch.autograd.grad(sum(v.pow(2).sum() for v in grads), x)
     assert pixels.isfinite().all() and (pixels != 0).float().mean() > 0.3
@@ -153,14 +153,14 @@ def test_no_value_is_read_back_from_the_device(category):
     "The meta device has no values: reading one would raise"
     x = torch.zeros(5, 3, 32, 32, device="meta")
     for siamese in (False, True):
-        assert dsa(x, category, generator(0, "meta"), siamese=siamese).shape == x.shape
+        assert augment_dsa(x, category, generator(0, "meta"), siamese=siamese).shape == x.shape
 
 
 @pytest.mark.parametrize("category", categories)
 def test_the_input_and_the_global_state_are_left_alone(category):
     x = torch.randn(4, 3, 32, 32)
     copy, before = x.clone(), torch.get_rng_state()
-    dsa(x, category, generator(0, "copy"))
+    augment_dsa(x, category, generator(0, "copy"))
     assert torch.equal(x, copy) and torch.equal(torch.get_rng_state(), before)
 
 

@@ -5,11 +5,18 @@ import inspect
 import pytest
 import torch
 
-from ddrobust_nb.foundations.bands import check_frequency, distances, keep_band, low_mask, share_high, steer
+from ddrobust_nb.foundations.bands import (
+    check_frequency,
+    frequency_distances,
+    keep_band,
+    low_mask,
+    share_high,
+    steer,
+)
 from ddrobust_nb.foundations.core import InputError, generator
 from ddrobust_nb.foundations.datasets import load_data
-from ddrobust_nb.training.distilled import distiller, own_options
-from ddrobust_nb.frequency.spectra import band_share, low_high
+from ddrobust_nb.training.distiller import distiller, own_options
+from ddrobust_nb.frequency.spectra import band_share, split_bands
 from ddrobust_nb.foundations.networks import Normalise
 from ddrobust_nb.results.plan import complete_options, plan_cell
 from test_distillers import METHODS, distil, same
@@ -57,7 +64,7 @@ def test_a_constant_image_has_no_share_and_no_gradient():
 @pytest.mark.parametrize("size", [(8, 8), (9, 7), (32, 32)])
 def test_a_band_is_what_the_split_gives(size):
     x, r = draw(3, 2, *size), 2.5
-    low, high = low_high(x, r)
+    low, high = split_bands(x, r)
     torch.testing.assert_close(keep_band(x, 0, r), low)
     torch.testing.assert_close(keep_band(x, r, 99), high + x.mean((-2, -1), keepdim=True))
     once = keep_band(x, 1, r)
@@ -66,8 +73,12 @@ def test_a_band_is_what_the_split_gives(size):
 
 
 def test_distances_are_those_to_the_centre():
-    assert distances(4, 5)[2, 2] == 0 and distances(4, 5)[0, 2] == 2 and distances(4, 5)[2, 4] == 2
-    assert torch.equal(low_mask(4, 5, 2.0), distances(4, 5) < 2)
+    assert (
+        frequency_distances(4, 5)[2, 2] == 0
+        and frequency_distances(4, 5)[0, 2] == 2
+        and frequency_distances(4, 5)[2, 4] == 2
+    )
+    assert torch.equal(low_mask(4, 5, 2.0), frequency_distances(4, 5) < 2)
 
 
 # ---- the hook

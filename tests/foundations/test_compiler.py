@@ -110,7 +110,7 @@ from dataclasses import replace
 import torch
 from ddrobust_nb.foundations.data import specs
 from ddrobust_nb.foundations.networks import make_network
-from ddrobust_nb.fast.fused import quickest
+from ddrobust_nb.fast.fused import accelerated
 sys.path.insert(0, {tests!r})
 from tiny import tiny_data
 from ddrobust_nb.training.fit import Recipe, fit
@@ -128,7 +128,7 @@ same = torch.equal(weights, trained())
 asked = {{}}
 for name in ("ConvNetD3-w16", "ResNet18-w8"):
     net = make_network(name, specs["cifar10"]).eval().requires_grad_(False)
-    fast, x = quickest(net, "cpu"), torch.rand(3, 3, 32, 32)
+    fast, x = accelerated(net, "cpu"), torch.rand(3, 3, 32, 32)
     asked[name] = type(fast).__name__, (fast(x) - net(x)).abs().max().item()
 print(json.dumps(dict(same=same, asked=asked, seen=seen)))
 """

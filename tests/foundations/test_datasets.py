@@ -38,7 +38,7 @@ def no_downloads(request, monkeypatch):
     def refuse(urls, md5, folder):
         raise OSError("network is unreachable")
 
-    monkeypatch.setattr(datasets, "fetch", refuse)
+    monkeypatch.setattr(datasets, "download_file", refuse)
 
 
 def test_registry_and_specs_name_the_same_datasets():
@@ -430,7 +430,7 @@ def test_download_is_all_or_nothing(tmp_path, monkeypatch):
             raise RuntimeError("File not found or corrupted.")
         shutil.copy(source / name, folder / name)
 
-    monkeypatch.setattr(datasets, "fetch", fetch)
+    monkeypatch.setattr(datasets, "download_file", fetch)
     broken = True
     assert "File not found or corrupted" in error(lambda: load_data("mnist", tmp_path))
     assert sorted(os.listdir(tmp_path)) == ["other", "source"]
@@ -465,11 +465,11 @@ def test_download_of_an_archive(tmp_path, monkeypatch, server):
     md5 = hashlib.md5(file.read_bytes()).hexdigest()
     root = tmp_path / "fresh root"
     monkeypatch.setenv("DDROBUST_DATA", str(root))
-    monkeypatch.setattr(datasets, "archives", lambda name: [([f"{server}/cifar.tar.gz"], "0" * 32)])
+    monkeypatch.setattr(datasets, "official_archives", lambda name: [([f"{server}/cifar.tar.gz"], "0" * 32)])
     assert "no download" in error(lambda: load_data("cifar10")) and not root.exists()
     monkeypatch.setattr(
         datasets,
-        "archives",
+        "official_archives",
         lambda name: [([f"{server}/missing/cifar.tar.gz", f"{server}/cifar.tar.gz"], md5)],
     )
     assert len(load_data("cifar10").train_labels) == 100
@@ -482,9 +482,9 @@ def test_download_of_an_archive(tmp_path, monkeypatch, server):
 def test_addresses(name):
     if name == "imagenet":
         with pytest.raises(OSError):
-            datasets.archives(name)
+            datasets.official_archives(name)
         return
-    for urls, md5 in datasets.archives(name):
+    for urls, md5 in datasets.official_archives(name):
         assert all(u.startswith("http") for u in urls) and len(md5) == 32
 
 

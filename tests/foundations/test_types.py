@@ -18,11 +18,11 @@ from ddrobust_nb.attacks.running import attack_images
 from ddrobust_nb.fast.convolution import WinogradConv2d, with_winograd
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.foundations.data import as_pixels, specs
-from ddrobust_nb.training.distilled import embed
+from ddrobust_nb.distillers.baselines import embed
 from ddrobust_nb.frequency.models import band_accuracy, fourier_heat_map, perturbations
 from ddrobust_nb.foundations.networks import Network, make_network
 from ddrobust_nb.fast.fused import accelerated, can_fuse
-from ddrobust_nb.foundations.predict import accuracy, float_types, image_type, predict
+from ddrobust_nb.foundations.predict import accuracy, float_dtypes, input_dtype, predict
 from ddrobust_nb.training.fit import Recipe, fit
 from tiny import tiny_data
 
@@ -131,11 +131,11 @@ def named(text, eps="16/255"):
 def test_flags_are_the_answers_by_hand(name, kind):
     few = 3 if "autoattack" in name or "square" in name else 8
     net, x, y, config = made(kind), X[:few], Y[:few], named(name)
-    types = float_types(net)
+    types = float_dtypes(net)
     out = attack_images(net, x, y, config)
     assert out.images.dtype == torch.float32 and (out.images - x).abs().max() <= config.eps_value + 1e-6
     assert torch.equal(out.flags, by_hand(kind, net, out.images).argmax(1) == y)
-    assert float_types(net) == types
+    assert float_dtypes(net) == types
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -242,13 +242,13 @@ def test_a_network_that_takes_no_type_is_refused(part):
 def test_the_type_that_a_network_takes():
     net = kept()
     flat = nn.Flatten().eval()
-    assert [image_type(m, X) for m in (net, copy.deepcopy(net).half(), made("casts to float16"), flat)] == [
+    assert [input_dtype(m, X) for m in (net, copy.deepcopy(net).half(), made("casts to float16"), flat)] == [
         torch.float32,
         torch.float16,
         torch.float32,
         torch.float32,
     ]
-    assert image_type(net, X.double()) == torch.float32 and image_type(flat, X.double()) == torch.float64
+    assert input_dtype(net, X.double()) == torch.float32 and input_dtype(flat, X.double()) == torch.float64
 
     class Picky(nn.Module):
         def __init__(self):
@@ -260,7 +260,7 @@ def test_the_type_that_a_network_takes():
             return self.last(x.flatten(1))
 
     picky = Picky().eval()
-    assert image_type(picky, X) == torch.float16 and predict(picky, X, "cpu").shape == (50,)
+    assert input_dtype(picky, X) == torch.float16 and predict(picky, X, "cpu").shape == (50,)
     with pytest.raises(InputError, match="do not have 3 channels"):
         predict(copy.deepcopy(net).half(), X[:, :1], "cpu")
 

@@ -8,11 +8,11 @@ from ddrobust_nb.attacks.attack import AttackConfig
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.foundations.data import as_pixels
 from ddrobust_nb.frequency.models import (
-    asking,
+    ask_model,
     band_accuracy,
     fourier_heat_map,
-    frequencies,
-    mirrored,
+    side_frequencies,
+    mirror_frequency,
     perturbation_share,
     perturbations,
     plot_bands,
@@ -21,7 +21,7 @@ from ddrobust_nb.frequency.models import (
     wave,
     wave_signs,
 )
-from ddrobust_nb.frequency.spectra import band_share, low_high
+from ddrobust_nb.frequency.spectra import band_share, split_bands
 from ddrobust_nb.foundations.networks import make_network
 from ddrobust_nb.training.fit import Recipe, fit
 from tiny import NETWORK, global_randomness, tiny_data
@@ -93,7 +93,7 @@ def test_bands_are_those_of_the_split(data, net):
         for clip in (False, True):
             bands = band_accuracy(net, x, y, [1, 2.5], clip=clip)
             for r, row in zip((1, 2.5), bands.to_dict("records")):
-                for part, name in zip(low_high(x, r), ("low", "high")):
+                for part, name in zip(split_bands(x, r), ("low", "high")):
                     p = net((part.clamp(0, 1) if clip else part).float()).argmax(1)
                     assert (
                         row[name] == (p == y).double().mean().item()
@@ -117,10 +117,10 @@ def test_default_radii_keep_their_ratio(data, net):
 @pytest.mark.parametrize("norm", [0.5, 4])
 def test_waves_are_real_of_the_norm_asked_and_one_frequency(size, norm):
     h, w = size
-    for f in [(u, v) for u in frequencies(h) for v in frequencies(w)]:
+    for f in [(u, v) for u in side_frequencies(h) for v in side_frequencies(w)]:
         x = wave(h, w, *f, norm)
         assert x.dtype == torch.float64 and abs(x.norm().item() - norm) < 1e-12
-        assert (x - wave(h, w, *mirrored(f, h, w), norm)).abs().max() < 1e-12
+        assert (x - wave(h, w, *mirror_frequency(f, h, w), norm)).abs().max() < 1e-12
         power = torch.fft.fft2(x).abs().square()
         here = {(f[0] % h, f[1] % w), (-f[0] % h, -f[1] % w)}
         assert {tuple(i.tolist()) for i in (power > 1e-9 * power.max()).nonzero()} == here
@@ -128,13 +128,13 @@ def test_waves_are_real_of_the_norm_asked_and_one_frequency(size, norm):
 
 @pytest.mark.parametrize("size", [7, 8, 9, 32])
 def test_frequencies_and_their_mirror_images(size):
-    assert frequencies(size) == sorted(torch.fft.fftfreq(size).mul(size).round().int().tolist())
+    assert side_frequencies(size) == sorted(torch.fft.fftfreq(size).mul(size).round().int().tolist())
     for step in (1, 2, 3):
-        some = frequencies(size, step)
+        some = side_frequencies(size, step)
         assert some[len(some) // 2] == 0 and all(k % step == 0 for k in some)
         for k in some:
-            assert mirrored((k, 0), size, size)[0] in some and mirrored(
-                mirrored((k, 0), size, size), size, size
+            assert mirror_frequency((k, 0), size, size)[0] in some and mirror_frequency(
+                mirror_frequency((k, 0), size, size), size, size
             ) == (k, 0)
 
 
@@ -150,7 +150,7 @@ def test_the_map_of_a_linear_model_can_be_worked_out(size, channels, clip):
     assert found.error.shape == size and found.clean == 0 and found.down[h // 2] == found.across[w // 2] == 0
     for i, j in [(i, j) for i in range(h) for j in range(w)]:
         f = min(
-            (found.down[i], found.across[j]), mirrored((found.down[i], found.across[j]), h, w)
+            (found.down[i], found.across[j]), mirror_frequency((found.down[i], found.across[j]), h, w)
         )  # of two mirrored ones, the one that is asked
         signs, added = wave_signs(8, channels, *f, 5), wave(h, w, *f, 2.0)
         if clip:
@@ -290,7 +290,7 @@ def test_bad_norms(norm, data, net):
 def test_an_error_inside_leaves_nothing_behind(data, net):
     wanted = [p.requires_grad for p in net.parameters()]
     with pytest.raises(KeyError):
-        with asking(net, data.test_images, data.test_labels):
+        with ask_model(net, data.test_images, data.test_labels):
             raise KeyError
     assert torch.is_grad_enabled() and [p.requires_grad for p in net.parameters()] == wanted
 

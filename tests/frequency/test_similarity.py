@@ -9,14 +9,14 @@ from ddrobust_nb.foundations.core import InputError, generator
 from ddrobust_nb.foundations.datasets import load_data
 from ddrobust_nb.frequency.similarity import (
     correlation,
-    few,
-    many,
+    components_by_svd,
+    components_by_covariance,
     null_similarity,
-    pairs,
+    pair_components,
     principal_components,
     similarity,
 )
-from ddrobust_nb.frequency.spectra import low_high
+from ddrobust_nb.frequency.spectra import split_bands
 from tiny import global_randomness, tiny_data
 
 
@@ -24,7 +24,7 @@ def draw(*shape, seed=0):
     return torch.rand(*shape, generator=generator(seed, "similarity", *shape), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("way", [few, many])
+@pytest.mark.parametrize("way", [components_by_svd, components_by_covariance])
 def test_components_are_those_of_the_fixture(golden, way):
     g = golden("frequency")
     c = way(g["pca.images"], 10)
@@ -38,7 +38,7 @@ def test_components_are_those_of_the_fixture(golden, way):
 def test_both_ways_span_the_same(n, shape):
     x = draw(n, *shape)
     k = min(n - 1, 10)
-    a, b = few(x, k), many(x, k)
+    a, b = components_by_svd(x, k), components_by_covariance(x, k)
     torch.testing.assert_close(a.variance, b.variance)
     for c in (a, b):
         torch.testing.assert_close(
@@ -63,10 +63,10 @@ def test_chunks_do_not_matter(monkeypatch):
     from ddrobust_nb.frequency import similarity as module
 
     x = draw(60, 1, 6, 6)
-    whole = many(x, 5)
+    whole = components_by_covariance(x, 5)
     chunks = module.in_chunks
     monkeypatch.setattr(module, "in_chunks", lambda images: chunks(images, 7))
-    torch.testing.assert_close(many(x, 5).vectors.abs(), whole.vectors.abs())
+    torch.testing.assert_close(components_by_covariance(x, 5).vectors.abs(), whole.vectors.abs())
 
 
 def test_correlation_is_that_of_numpy():
@@ -81,21 +81,24 @@ def test_correlation_is_that_of_numpy():
 def test_the_assignment_is_the_best_there_is():
     likeness = draw(5, 6)
     best = max(sum(likeness[i, j] for i, j in enumerate(p)) for p in itertools.permutations(range(6), 5))
-    total = {m: sum(likeness[i, j] for i, j in pairs(likeness, m)) for m in ("hungarian", "greedy", "index")}
+    total = {
+        m: sum(likeness[i, j] for i, j in pair_components(likeness, m))
+        for m in ("hungarian", "greedy", "index")
+    }
     torch.testing.assert_close(total["hungarian"], best)
     assert total["greedy"] <= best and total["index"] <= best
     for m in total:
-        assert len({j for _, j in pairs(likeness, m)}) == 5
+        assert len({j for _, j in pair_components(likeness, m)}) == 5
 
 
 def test_the_two_numbers_written_out():
     x, y = draw(6, 1, 12, 12), draw(40, 1, 12, 12, seed=1)
     original = principal_components(y, 9)
     s = similarity(x, original, radius=2)
-    a, b = few(x, 5).vectors, original.vectors[:5]
+    a, b = components_by_svd(x, 5).vectors, original.vectors[:5]
     low, high = [], []
-    for i, j in pairs(correlation(a, b)):
-        for out, p, q in zip((low, high), low_high(a[i][None], 2), low_high(b[j][None], 2)):
+    for i, j in pair_components(correlation(a, b)):
+        for out, p, q in zip((low, high), split_bands(a[i][None], 2), split_bands(b[j][None], 2)):
             out.append(abs(torch.corrcoef(torch.stack([p.flatten(), q.flatten()]))[0, 1].item()))
     assert s.low == pytest.approx(sum(low) / 5) and s.high == pytest.approx(sum(high) / 5)
 
@@ -160,8 +163,8 @@ def test_any_size(size, channels):
         (lambda x, o: similarity(x, o, centre="mean"), "unknown centre"),
         (lambda x, o: principal_components(x, 6), "k must be a whole number from 1 to 5"),
         (lambda x, o: principal_components(x[:0]), "at least 2 images, got 0"),
-        (lambda x, o: few(torch.full_like(x, float("nan")), 2), "NaN"),
-        (lambda x, o: many(torch.zeros(3, 3, 80, 80), 2), "use smaller images"),
+        (lambda x, o: components_by_svd(torch.full_like(x, float("nan")), 2), "NaN"),
+        (lambda x, o: components_by_covariance(torch.zeros(3, 3, 80, 80), 2), "use smaller images"),
         (lambda x, o: null_similarity(tiny_data(size=12), 13, o), "smallest class"),
         (lambda x, o: null_similarity(tiny_data(size=12), 1, o, draws=0), "draws must be"),
     ],

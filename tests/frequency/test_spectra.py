@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from ddrobust_nb.foundations.core import InputError, generator
-from ddrobust_nb.foundations.bands import distances, low_mask
+from ddrobust_nb.foundations.bands import frequency_distances, low_mask
 from ddrobust_nb.foundations.data import test_subset as subset
 from ddrobust_nb.foundations.datasets import load_data
 from ddrobust_nb.frequency.spectra import (
     band_energy,
     band_share,
-    falloff,
+    spectral_slope,
     log_spectrum,
-    low_high,
+    split_bands,
     radial_profile,
     show_spectra,
     spectrum,
@@ -25,7 +25,7 @@ RADII, TOLERANCE = (4, 8, 12), 1e-6  # the fixture's images are stored as float3
 def test_mask_and_parts_equal_the_published_ones(golden, r):
     g = golden("frequency")
     assert torch.equal(low_mask(32, 32, r), g[f"r{r}.mask"].bool())
-    for ours, name in zip(low_high(g["images"], r), ("low", "high")):
+    for ours, name in zip(split_bands(g["images"], r), ("low", "high")):
         torch.testing.assert_close(ours, g[f"r{r}.{name}"].double(), rtol=0, atol=TOLERANCE)
 
 
@@ -46,7 +46,7 @@ def test_energy_ratios_equal_the_published_ones(golden, r):
 
 def test_the_default_is_radius_4_at_32_pixels(golden):
     images = golden("frequency")["images"]
-    assert torch.equal(low_high(images)[0], low_high(images, 4)[0])
+    assert torch.equal(split_bands(images)[0], split_bands(images, 4)[0])
     assert band_share(images).settings["radius"] == 4 and band_share(images).settings["rho"] == 0.25
 
 
@@ -59,14 +59,14 @@ def draw(*shape):
 def test_split_and_parseval_at_every_size(size, rho):
     h, w = size
     x, r = draw(4, 3, h, w) * 3 - 1, rho * min(size) / 2  # floats outside [0,1] are not clipped
-    low, high = low_high(x, r)
+    low, high = split_bands(x, r)
     assert (low + high - x).abs().max() < 1e-10
     rest = torch.fft.ifft2(torch.fft.ifftshift(spectrum(x) * ~low_mask(h, w, r), dim=(-2, -1)))
     assert rest.imag.abs().max() < 1e-12 and (rest.real - high).abs().max() < 1e-12
     energy = band_energy(x, r) / (h * w)
     torch.testing.assert_close(energy[:, 1], x.square().sum((1, 2, 3)), rtol=1e-12, atol=0)
     torch.testing.assert_close(energy[:, 0], low.square().sum((1, 2, 3)), rtol=1e-12, atol=0)
-    again = low_high(low, r)[0]
+    again = split_bands(low, r)[0]
     assert (again - low).abs().max() < 1e-12
 
 
@@ -128,7 +128,7 @@ def test_batches_do_not_change_the_result():
     torch.testing.assert_close(band_share(x, 2).per_image[1050], band_share(x[1050:1051], 2).per_image[0])
 
 
-@pytest.mark.parametrize("f", [spectrum, log_spectrum, low_high, band_energy, band_share, show_spectra])
+@pytest.mark.parametrize("f", [spectrum, log_spectrum, split_bands, band_energy, band_share, show_spectra])
 @pytest.mark.parametrize(
     "bad, message",
     [
@@ -144,7 +144,7 @@ def test_bad_images_are_refused_everywhere(f, bad, message):
         f(bad)
 
 
-@pytest.mark.parametrize("f", [low_high, band_energy, band_share])
+@pytest.mark.parametrize("f", [split_bands, band_energy, band_share])
 @pytest.mark.parametrize("radius", [0, -1, 23, float("inf"), float("nan"), "4", True])
 def test_bad_radii_are_refused_everywhere(f, radius):
     with pytest.raises(InputError, match="radius must be above 0"):
@@ -153,7 +153,7 @@ def test_bad_radii_are_refused_everywhere(f, radius):
 
 def test_uint8_is_scaled_and_floats_are_not():
     x = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
-    for a, b in zip(low_high(x, 3), low_high(x.double() / 255, 3)):
+    for a, b in zip(split_bands(x, 3), split_bands(x.double() / 255, 3)):
         torch.testing.assert_close(a, b)
 
 
@@ -206,10 +206,10 @@ def test_profile_of_noise_and_of_one_wave(size):
     flat = radial_profile(
         torch.randn(400, 1, size, size, generator=generator(0, "profile", size), dtype=torch.float64)
     )
-    assert len(flat) == size // 2 + 1 and abs(falloff(flat)) < 0.1
+    assert len(flat) == size // 2 + 1 and abs(spectral_slope(flat)) < 0.1
     wave = (2 * torch.pi * 2 * torch.arange(size) / size).cos().expand(1, 1, size, size)
     assert radial_profile(wave).argmax() == 2
     torch.testing.assert_close(
-        radial_profile(wave)[2] * int((distances(size, size).round() == 2).sum()),
+        radial_profile(wave)[2] * int((frequency_distances(size, size).round() == 2).sum()),
         spectrum(wave).abs().square().sum(),
     )

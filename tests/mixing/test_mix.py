@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 
 from ddrobust_nb.mixing import mix as mixing
-from ddrobust_nb.foundations.augment import crop, dsa, draw_shifts
+from ddrobust_nb.foundations.augment import crop, augment_dsa, draw_shifts
 from ddrobust_nb.foundations.core import InputError, generator
 from ddrobust_nb.foundations.data import as_pixels, test_subset as subset_of
 from ddrobust_nb.foundations.datasets import dataset
-from ddrobust_nb.training.distilled import random, save_set
+from ddrobust_nb.distillers.baselines import random
+from ddrobust_nb.training.distilled import save_set
 from ddrobust_nb.mixing.mix import (
     MIX_VERSION,
     card_augment,
@@ -153,7 +154,7 @@ def test_a_batch_by_hand(data, dset, monkeypatch):
                 *draw_shifts(len(index), -2, 2, generator(0, "view", epoch, b)),
             )
             first = epoch * 10 + b * 2
-            z = dsa(
+            z = augment_dsa(
                 normalise(dset.images[mixed_index(6, first, 2, 0)]),
                 STRATEGY,
                 generator(0, "mixed view", first),
@@ -245,7 +246,7 @@ def test_a_version_rises_with_the_code():
 
 
 def test_no_loop_waits_for_the_device():
-    hot = {"_add_distilled", "mixed_in", "mixed_index", "joined", "share"}
+    hot = {"_add_distilled", "distilled_batch", "mixed_index", "join_labels", "distilled_share"}
     tree = ast.parse(Path(mixing.__file__).read_text(encoding="utf-8"))
     functions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name in hot]
     assert {f.name for f in functions} == hot and not waits("\n".join(map(ast.unparse, functions)), "mixing")

@@ -42,7 +42,7 @@ def test_without_sets_and_without_data(page, tmp_path, monkeypatch):
     (tmp_path / "empty" / "something").mkdir(parents=True)
     monkeypatch.setenv("DDROBUST_DATA", str(tmp_path / "empty"))
     said, files = run(page, tmp_path, sets=str(tmp_path / "empty"))
-    assert ("CIFAR-10 is not here" in said) == (page != "80_images") and ("Nobody has made" in said) == (
+    assert ("CIFAR-10 is not here" in said) == (page != "80_images") and ("Missing: " in said) == (
         page != "30_similarity"
     )
     want = {f for name in KEPT[page] for f in files_of(name)} if page != "80_images" else set()
@@ -61,21 +61,21 @@ def test_with_sets_and_without_data(page, tmp_path, monkeypatch):
         == {f for name in KEPT[page] for f in files_of(name)}
         <= {f for name in FIGURES for f in files_of(name)}
     )
-    assert "Nobody has made" not in said
+    assert "Missing: " not in said
     if page == "70_band_energy":
         assert (
             "DM at 1 image per class has very little low-frequency energy" in said
-            and "cannot be told here" not in said
+            and "cannot be decided here" not in said
         )
 
 
 @pytest.mark.parametrize(
     "page, missing",
     [
-        ("70_band_energy", "Nobody has made dc at 10."),
+        ("70_band_energy", "Missing: dc at 10."),
         (
             "80_images",
-            "Nobody has made: DC, 10 per class, least high frequency; DC, 10 per class, most high frequency.",
+            "Missing: DC, 10 per class, least high frequency; DC, 10 per class, most high frequency.",
         ),
     ],
 )
@@ -88,7 +88,7 @@ def test_one_set_is_missing(page, missing, tmp_path, monkeypatch):
     said, files = run(page, tmp_path, sets=str(tmp_path / "sets"))
     assert missing in said and files == {f for name in KEPT[page] for f in files_of(name)}
     if page == "70_band_energy":
-        assert said.count("cannot be told here") >= 2
+        assert said.count("cannot be decided here") >= 2
 
 
 @pytest.mark.slow

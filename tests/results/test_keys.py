@@ -14,7 +14,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from ddrobust_nb.foundations.data import Data, specs  # noqa: E402
-from ddrobust_nb.training.distilled import distiller  # noqa: E402
+from ddrobust_nb.training.distiller import distiller  # noqa: E402
 from ddrobust_nb.results.plan import plan_cell
 from ddrobust_nb.results.stages import attack_key, model_keys, part_configs, set_key  # noqa: E402
 from ddrobust_nb.grid.plan import placeholder_data  # noqa: E402

@@ -384,7 +384,7 @@ def test_questions_without_sense_are_errors(cell, message):
 
 def test_a_registered_name_is_known_and_has_no_cell(monkeypatch):
     from ddrobust_nb.foundations.datasets import dataset
-    from ddrobust_nb.training.distilled import distiller
+    from ddrobust_nb.training.distiller import distiller
 
     monkeypatch.setitem(dataset, "birds", None)
     monkeypatch.setitem(distiller, "mine", None)

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.foundations.data import specs
-from ddrobust_nb.training.distilled import DistilledSet, distiller, save_set
+from ddrobust_nb.training.distilled import DistilledSet, save_set
+from ddrobust_nb.training.distiller import distiller
 from ddrobust_nb.training.protocols import PROTOCOLS, protocol_for, recipe_for
 from ddrobust_nb.results.keys import LATER, recipe_fields, attack_config_fields
 from ddrobust_nb.results.reading import ALIASES, first_recipe, read_results, row_from
@@ -152,7 +153,9 @@ def test_the_frozen_rules_are_those_that_made_the_first_rows(protocol):
         for method in distiller:
             for ipc in (1, 5, 10, 30, 50) if method != "whole" else (None,):
                 now = recipe_for(protocol_for(protocol, spec), method, spec, ipc)
-                assert first_recipe(protocol, method, spec.name, ipc, now.select) == vars(now), (
+                assert first_recipe(
+                    protocol, method=method, dataset=spec.name, ipc=ipc, select=now.select
+                ) == vars(now), (
                     protocol,
                     spec.name,
                     method,

@@ -18,13 +18,21 @@ from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.grid import notebook as notebook_module
 from ddrobust_nb.grid import run as run_module
 from ddrobust_nb.grid.plan import plan_grid
-from ddrobust_nb.grid.notebook import UNSHOWN_FILE, first_unshown, has_rows, is_done, run_notebook, run_one
+from ddrobust_nb.grid.notebook import (
+    UNSHOWN_FILE,
+    CellReport,
+    first_unshown,
+    has_rows,
+    is_done,
+    run_notebook,
+    run_one,
+)
 from ddrobust_nb.grid.run import GridOutcome, run_grid
 from ddrobust_nb.grid.status import cell_state, status_line
 from ddrobust_nb.grid.tables import rows_of_plan
 from ddrobust_nb.results import showing
 from ddrobust_nb.results.reading import read_results
-from ddrobust_nb.results.showing import NotShown, as_display, error_line, show_or_say, text_or_say
+from ddrobust_nb.results.showing import NotShown, as_display, error_line, show_or_explain, text_or_explain
 
 
 @pytest.fixture
@@ -58,17 +66,17 @@ class Broken:
 
 def test_tables_text_and_figures_come_out_as_a_notebook_would_show_them(user, tmp_path):
     table = pd.DataFrame({"a": [1]})
-    assert show_or_say(lambda: table, "table").data == {
+    assert show_or_explain(lambda: table, "table").data == {
         "text/plain": repr(table),
         "text/html": table._repr_html_(),
     }
-    assert show_or_say(lambda: Markdown("*x*"), "text").data["text/markdown"] == "*x*"
-    assert show_or_say(lambda: HTML("<b>x</b>"), "text").data["text/html"] == "<b>x</b>"
+    assert show_or_explain(lambda: Markdown("*x*"), "text").data["text/markdown"] == "*x*"
+    assert show_or_explain(lambda: HTML("<b>x</b>"), "text").data["text/html"] == "<b>x</b>"
     assert (
-        show_or_say(lambda: {"dm": 1}, "numbers").data == {"text/plain": "{'dm': 1}"}
+        show_or_explain(lambda: {"dm": 1}, "numbers").data == {"text/plain": "{'dm': 1}"}
         and repr(as_display("x")) == "'x'"
     )
-    shown = show_or_say(figure, "training", tmp_path)
+    shown = show_or_explain(figure, "training", tmp_path)
     assert shown.data["image/png"].startswith(b"\x89PNG") and (
         tmp_path / "figures" / "training.png"
     ).read_bytes().startswith(b"\x89PNG")
@@ -79,7 +87,7 @@ def test_tables_text_and_figures_come_out_as_a_notebook_would_show_them(user, tm
 def test_a_notebook_displays_it(user):
     from IPython.core.formatters import DisplayFormatter
 
-    formats, _ = DisplayFormatter().format(show_or_say(figure, "training"))
+    formats, _ = DisplayFormatter().format(show_or_explain(figure, "training"))
     assert formats["image/png"].startswith(b"\x89PNG") and formats["text/plain"] == "figure"
 
 
@@ -100,7 +108,7 @@ def test_a_notebook_displays_it(user):
 def test_what_fails_is_a_line(make, user, tmp_path, monkeypatch):
     kept = figure()
     with pytest.warns(NotShown) as heard:
-        line = show_or_say(make, "robustness", tmp_path)
+        line = show_or_explain(make, "robustness", tmp_path)
     text = line.data["text/plain"]
     assert (
         text.startswith("robustness could not be shown (")
@@ -113,19 +121,19 @@ def test_what_fails_is_a_line(make, user, tmp_path, monkeypatch):
     plt.close(kept)
     monkeypatch.setenv("DDROBUST_STRICT", "1")
     with pytest.raises(Exception):
-        show_or_say(make, "robustness", tmp_path)
+        show_or_explain(make, "robustness", tmp_path)
     assert not plt.get_fignums()
 
 
 def test_text(user, monkeypatch):
-    assert text_or_say(lambda: "clean 98.0", "the table") == "clean 98.0"
+    assert text_or_explain(lambda: "clean 98.0", "the table") == "clean 98.0"
     with pytest.warns(NotShown):
-        assert text_or_say(lambda: 1 / 0, "the table").startswith(
+        assert text_or_explain(lambda: 1 / 0, "the table").startswith(
             "the table could not be shown (ZeroDivisionError: "
         )
     monkeypatch.setenv("DDROBUST_STRICT", "1")
     with pytest.raises(ZeroDivisionError):
-        text_or_say(lambda: 1 / 0, "the table")
+        text_or_explain(lambda: 1 / 0, "the table")
 
 
 def test_the_command_ends_with_what_became_of_the_cells(user, tmp_path, monkeypatch, capsys):
@@ -160,7 +168,7 @@ def test_interruptions_pass(user):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        show_or_say(interrupted, "robustness")
+        show_or_explain(interrupted, "robustness")
 
 
 @pytest.mark.parametrize(
@@ -177,21 +185,21 @@ def test_a_figure_that_cannot_be_kept_is_still_shown(error, user, tmp_path, monk
 
     monkeypatch.setattr(showing, "replacing", fail)
     with pytest.warns(NotShown, match="training could not be kept .*rows, models and flags are not touched"):
-        shown = show_or_say(figure, "training", tmp_path)
+        shown = show_or_explain(figure, "training", tmp_path)
     assert "image/png" in shown.data
     monkeypatch.setenv("DDROBUST_STRICT", "1")
     with pytest.raises(type(error)):
-        show_or_say(figure, "training", tmp_path)
+        show_or_explain(figure, "training", tmp_path)
 
 
 def test_a_folder_that_is_a_file(user, tmp_path):
     (tmp_path / "figures").write_text("in the way")
     with pytest.warns(NotShown, match="could not be kept"):
-        assert "image/png" in show_or_say(figure, "training", tmp_path).data
+        assert "image/png" in show_or_explain(figure, "training", tmp_path).data
 
 
 def test_a_full_disk_leaves_the_figure_of_before(user, tmp_path, monkeypatch):
-    show_or_say(figure, "training", tmp_path)
+    show_or_explain(figure, "training", tmp_path)
     before = (tmp_path / "figures" / "training.png").read_bytes()
 
     def half(self, data):
@@ -200,7 +208,7 @@ def test_a_full_disk_leaves_the_figure_of_before(user, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.warns(NotShown):
-        show_or_say(lambda: plt.subplots(figsize=(2, 2))[0], "training", tmp_path)
+        show_or_explain(lambda: plt.subplots(figsize=(2, 2))[0], "training", tmp_path)
     assert [p.name for p in (tmp_path / "figures").iterdir()] == ["training.png"] and (
         tmp_path / "figures" / "training.png"
     ).read_bytes() == before
@@ -239,7 +247,7 @@ def test_nothing_is_drawn_before_the_rows_are_written_and_nothing_unguarded_afte
         if isinstance(n, ast.Call)
         and isinstance(n.func, ast.Name)
         and n.func.id.startswith(("plot_", "show_"))
-        and n.func.id != "show_or_say"
+        and n.func.id != "show_or_explain"
     ]
     assert not [s for s in sources[: written + 1] if draws(s)]
     assert sum(map(len, map(draws, sources[written + 1 :]))) >= 3
@@ -248,7 +256,7 @@ def test_nothing_is_drawn_before_the_rows_are_written_and_nothing_unguarded_afte
         guarded = {
             id(n)
             for call in ast.walk(tree)
-            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "show_or_say"
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "show_or_explain"
             for n in ast.walk(call)
         }
         guarded |= {id(n) for f in ast.walk(tree) if isinstance(f, ast.Lambda) for n in ast.walk(f)}
@@ -301,13 +309,12 @@ def test_an_error_after_the_rows_is_no_failure(error, tmp_path, monkeypatch):
     for _ in range(2):  # at each repetition
         monkeypatch.setattr("papermill.execute_notebook", executes(rows=[1], raises=error, out=tmp_path))
         said = run_notebook("run_cell.ipynb", {}, tmp_path)
-        assert said["state"] == "done" and "the rows are there" in said["note"] and "error" not in said
+        assert said.state == "done" and "the rows are there" in said.note and not said.error
         assert has_rows(tmp_path) and not is_done(tmp_path) and (tmp_path / "failed.ipynb").is_file()
     monkeypatch.setattr("papermill.execute_notebook", executes(rows=[1], out=tmp_path))
-    assert run_notebook("run_cell.ipynb", {}, tmp_path) == {
-        "state": "done",
-        "seconds": pytest.approx(0, abs=60),
-    }
+    assert run_notebook("run_cell.ipynb", {}, tmp_path) == CellReport(
+        state="done", seconds=pytest.approx(0, abs=60)
+    )
     assert is_done(tmp_path) and sorted(p.name for p in tmp_path.iterdir()) == [
         "results.json",
         "run_cell.ipynb",
@@ -318,10 +325,10 @@ def test_an_error_after_the_rows_is_no_failure(error, tmp_path, monkeypatch):
 
 
 def displayed(make, what="robustness", folder=None):
-    "The outputs that Jupyter keeps of `display(show_or_say(...))`: the line, and the warning as text"
+    "The outputs that Jupyter keeps of `display(show_or_explain(...))`: the line, and the warning as text"
     with pytest.warns(NotShown) as heard:
-        shown = show_or_say(make, what, folder)
-    stderr = "".join(f"/a/b.py:3: NotShown: {w.message}\n  display(show_or_say(plot))\n" for w in heard)
+        shown = show_or_explain(make, what, folder)
+    stderr = "".join(f"/a/b.py:3: NotShown: {w.message}\n  display(show_or_explain(plot))\n" for w in heard)
     data = {mime: text.splitlines(True) for mime, text in shown.data.items() if isinstance(text, str)}
     return [
         dict(output_type="stream", name="stderr", text=stderr.splitlines(True)),
@@ -380,18 +387,18 @@ def test_what_was_not_shown_is_mended_by_the_next_run(make, what, user, tmp_path
     for times in (1, 2):  # each run tries it once more
         said = run()
         assert (
-            said["state"] == "done"
-            and f"{what} could not be " in said["note"]
-            and "touched" not in said["note"]
+            said.state == "done"
+            and f"{what} could not be " in said.note
+            and "touched" not in said.note
             and execute.times == times
         )
         assert (c.out / UNSHOWN_FILE).is_file() and has_rows(c.out) and not is_done(c.out)
         assert (
-            cell_state(c, plan.store) == ("done", said["note"])
+            cell_state(c, plan.store) == ("done", said.note)
             and status_line(plan) == "1 done"
             and rows_of_plan(plan) == []
         )
-    assert run(wait=True)["note"] == said["note"] and execute.times == 2, (
+    assert run(wait=True).note == said.note and execute.times == 2, (
         "what another run has just left is not executed again"
     )
     notebook_module.write_failure(c.out, "RuntimeError: out of memory")
@@ -399,11 +406,12 @@ def test_what_was_not_shown_is_mended_by_the_next_run(make, what, user, tmp_path
         "the last attempt is what is said"
     )
     monkeypatch.setattr("papermill.execute_notebook", execute := shows(WELL, c.out))
-    assert set(run()) == {"state", "seconds"} and execute.times == 1
+    report = run()
+    assert report == CellReport(state="done", seconds=report.seconds) and execute.times == 1
     assert is_done(c.out) and sorted(p.name for p in c.out.iterdir()) == ["results.json", "run_cell.ipynb"], (
         "the mark is gone"
     )
-    assert cell_state(c, plan.store) == ("done", "") and run()["state"] == "done" and execute.times == 1
+    assert cell_state(c, plan.store) == ("done", "") and run().state == "done" and execute.times == 1
 
 
 def test_a_grid_executes_a_cell_with_a_mark_once(tmp_path, monkeypatch):
@@ -429,19 +437,16 @@ def test_a_full_disk_does_not_hide_what_was_not_shown(user, tmp_path, monkeypatc
     monkeypatch.setattr("papermill.execute_notebook", shows(displayed(half_drawn), tmp_path))
     said = run_notebook("run_cell.ipynb", {}, tmp_path)
     assert (
-        said["state"] == "done"
-        and "No space left" in said["note"]
-        and has_rows(tmp_path)
-        and not is_done(tmp_path)
+        said.state == "done" and "No space left" in said.note and has_rows(tmp_path) and not is_done(tmp_path)
     )
 
 
 def test_an_error_before_the_rows_is_one(tmp_path, monkeypatch):
     monkeypatch.setattr("papermill.execute_notebook", executes(raises=IN_A_CELL, out=tmp_path))
     said = run_notebook("run_cell.ipynb", {}, tmp_path)
-    assert said["state"] == "failed" and said["error"].startswith("ValueError: 'yerr'")
+    assert said.state == "failed" and said.error.startswith("ValueError: 'yerr'")
     (tmp_path / "results.json").write_text("[1]")  # rows of an earlier run do not excuse this one
-    assert run_notebook("run_cell.ipynb", {}, tmp_path)["state"] == "failed"
+    assert run_notebook("run_cell.ipynb", {}, tmp_path).state == "failed"
     monkeypatch.setattr(
         "papermill.execute_notebook", executes(raises=RuntimeError("Kernel died"), out=tmp_path)
     )
@@ -456,7 +461,7 @@ def test_rows_that_are_cut_short_are_no_rows(tmp_path, monkeypatch):
         raise IN_A_CELL
 
     monkeypatch.setattr("papermill.execute_notebook", execute)
-    assert run_notebook("run_cell.ipynb", {}, tmp_path)["state"] == "failed"
+    assert run_notebook("run_cell.ipynb", {}, tmp_path).state == "failed"
 
 
 def test_what_a_grid_says_of_it(tmp_path):
@@ -489,9 +494,9 @@ def test_a_view_that_fails_does_not_stop_a_grid():
         raise ValueError("no display")
 
     with pytest.warns(NotShown, match="the grid goes on"):
-        run_module._tell(watch, None)
+        run_module._notify(watch, None)
     seen = []
-    run_module._tell(seen.append, 7), run_module._tell(None, 7)
+    run_module._notify(seen.append, 7), run_module._notify(None, 7)
     assert seen == [7]
 
 
@@ -529,8 +534,8 @@ def test_a_real_cell_at_both_ends_and_its_notebook_mended(tmp_path, monkeypatch)
     (out / "figures").write_text("in the way")
     said = run_notebook(str(NBS / "run_cell.ipynb"), given, str(out))
     assert (
-        said["state"] == "done"
-        and "the rows are there" in said["note"]
+        said.state == "done"
+        and "the rows are there" in said.note
         and (out / "failed.ipynb").is_file()
         and not is_done(out)
     )
@@ -553,8 +558,8 @@ def test_a_real_cell_at_both_ends_and_its_notebook_mended(tmp_path, monkeypatch)
             (out / "figures").unlink()
         said = run_notebook(str(NBS / "run_cell.ipynb"), given, str(out))
         assert (
-            said["state"] == "done"
-            and ("could not be kept" in said.get("note", "")) == obstacle
+            said.state == "done"
+            and ("could not be kept" in said.note) == obstacle
             and not (out / "failed.json").exists()
         )
         assert is_done(out) != obstacle and (out / UNSHOWN_FILE).exists() == obstacle

@@ -421,9 +421,9 @@ from pathlib import Path
 root, *scenarios = sys.argv[1:]
 import torch
 torch.set_num_threads(1)
-from ddrobust_nb.foundations.data import dataset
+from ddrobust_nb.foundations.datasets import dataset
 from ddrobust_nb.results import store
-from ddrobust_nb.results.plan import run_stages
+from ddrobust_nb.results.cell_rows import run_stages
 from tiny import tiny_cell, tiny_data
 dataset["tiny"] = lambda root: tiny_data()
 

@@ -346,7 +346,9 @@ def test_what_a_stage_depends_on():
 def copy(tmp_path):
     "A copy of the package with its own record, and a function that edits a module of it"
     package, record = tmp_path / "ddrobust_nb", tmp_path / "record.json"
-    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "paper_data"))
+    shutil.copytree(
+        PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "paper_data", "preset_data")
+    )
     write(package, record)
 
     def edit(module, old, new):

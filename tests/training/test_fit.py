@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from ddrobust_nb.training import fit as train
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.foundations.data import as_pixels, specs, test_subset as subset_of
-from ddrobust_nb.training.distilled import random
+from ddrobust_nb.distillers.baselines import random
 from ddrobust_nb.foundations.networks import make_network
 from ddrobust_nb.training.protocols import PROTOCOLS, recipe_for
 from ddrobust_nb.foundations.predict import accuracy, predict

@@ -41,7 +41,7 @@ IDENTITY_COLUMNS = (  # They say which experiment a line is
     "control of",
 )
 
-
+# %% ../../nbs/grid/50_leaderboard.ipynb #c901c
 def _condition_fields(line):
     "The condition of a line, as a heading says it"
     attack = attack_label(line["attack"], line["steps"], line["preset"] or "", line["backend"] or "")

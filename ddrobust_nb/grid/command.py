@@ -15,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..foundations.core import InputError
-from ..results.showing import text_or_say
+from ..results.showing import text_or_explain
 from ..results.report import footnotes, results_table
 from ..results.compare import notes_on, printed_layout
 from .plan import GRIDS, plan_grid
@@ -184,7 +184,7 @@ def _run(arguments):
         return 0
     outcome = run_grid(plan, machines)
     rows = rows_of_plan(plan)
-    found = text_or_say(lambda: _results_text(rows), "the table") if rows else ""
+    found = text_or_explain(lambda: _results_text(rows), "the table") if rows else ""
     print(found, outcome, *outcome.messages(), sep="\n")
     return 1 if outcome.errors else 0
 

@@ -16,15 +16,14 @@ import pandas as pd
 from ..attacks.checks import CheckCode
 from ..attacks.metrics import drop_rate
 from ..training.distiller import RANDOM
+from ..results.columns import attack_columns, cell_columns
 from ddrobust_nb.results.lines import (
-    CONDITION,
     CELL_CONDITION,
-    attack_columns,
-    cell_columns,
+    CONDITION,
     interval_of,
     lines_of,
-    sets_text,
     percent_text,
+    sets_text,
     spread_of,
 )
 from ..results.report import attack_label
@@ -42,7 +41,7 @@ IDENTITY_COLUMNS = (  # They say which experiment a line is
     "control of",
 )
 
-
+# %% ../../nbs/grid/50_leaderboard.ipynb #c901c
 def _condition_fields(line):
     "The condition of a line, as a heading says it"
     attack = attack_label(line["attack"], line["steps"], line["preset"] or "", line["backend"] or "")

@@ -91,7 +91,7 @@ def _displayed_lines(notebook):
 def first_unshown(
     notebook: dict,  # An executed notebook, as its JSON
 ) -> str:
-    "The first thing that `show_or_say` could not show or keep; empty where everything was shown"
+    "The first thing that `show_or_explain` could not show or keep; empty where everything was shown"
     for line in _displayed_lines(notebook):
         found = UNSHOWN_PATTERN.search(line)
         if found:

@@ -15,22 +15,20 @@ from pathlib import Path
 import pandas as pd
 from ..attacks.checks import EXPLAINED
 from ..attacks.metrics import wilson
+from .columns import attack_columns, caption_of, cell_columns
 from ddrobust_nb.results.lines import (
     ATTACK_CONDITION,
-    attack_columns,
     best_of,
-    caption_of,
-    cell_columns,
     interval_of,
     lines_of,
-    sets_text,
     percent_text,
+    sets_text,
     spread_of,
 )
 from .paper import PAPER_DATASET_NAMES, PAPER_METHOD_NAMES, paper_row
 from .reading import read_results
 from .rows import Result, results_frame
-from .showing import text_or_say
+from .showing import text_or_explain
 from ..attacks.attack import known_attacks, table_label, takes_steps
 from ..attacks.autoattack import PARTS
 
@@ -308,9 +306,9 @@ def print_report(folder):
     rows = read_results(folder)
     with pd.option_context("display.width", 250, "display.max_columns", None, "display.max_rows", None):
         devices = ", ".join(dict.fromkeys(r.device for r in rows if r.device))
-        text = text_or_say(lambda: results_table(rows).to_string(index=False), "the table")
-        notes = text_or_say(lambda: "\n".join(footnotes(rows)), "the notes")
-        caption = text_or_say(lambda: caption_of(lines_of(rows)), "the caption")
+        text = text_or_explain(lambda: results_table(rows).to_string(index=False), "the table")
+        notes = text_or_explain(lambda: "\n".join(footnotes(rows)), "the notes")
+        caption = text_or_explain(lambda: caption_of(lines_of(rows)), "the caption")
         out = [f"{caption}, {devices}", "", text, "", notes, ""]
     files = sorted(
         p

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REPRESENTATIONS', 'STRICT', 'Display', 'figure_png', 'as_display', 'NotShown', 'error_line', 'keep_picture',
-           'show_or_say', 'text_or_say']
+           'show_or_explain', 'text_or_explain']
 
 # %% ../../nbs/results/25_showing.ipynb #c002
 import io
@@ -17,9 +17,6 @@ from pathlib import Path
 from .store import replacing
 
 # %% ../../nbs/results/25_showing.ipynb #c005
-REPRESENTATIONS = {"text/html": "_repr_html_", "text/markdown": "_repr_markdown_", "image/png": "_repr_png_"}
-
-
 @dataclass(frozen=True, repr=False)
 class Display:
     "What a notebook displays, made beforehand"
@@ -32,7 +29,7 @@ class Display:
     def _repr_mimebundle_(self, include=None, exclude=None):
         return self.data
 
-
+# %% ../../nbs/results/25_showing.ipynb #c031
 def figure_png(
     fig,  # A matplotlib figure
     dpi: int,
@@ -42,6 +39,9 @@ def figure_png(
     fig.savefig(out, format="png", dpi=dpi)
     return out.getvalue()
 
+# %% ../../nbs/results/25_showing.ipynb #c032
+REPRESENTATIONS = {"text/html": "_repr_html_", "text/markdown": "_repr_markdown_", "image/png": "_repr_png_"}
+
 
 def as_display(
     thing,  # A figure, a table, Markdown, or anything that can be printed
@@ -50,27 +50,30 @@ def as_display(
     from IPython.lib.pretty import pretty
 
     if hasattr(thing, "savefig"):
-        return Display({"text/plain": "figure", "image/png": figure_png(thing, 90)})
+        return Display({"text/plain": "figure", "image/png": figure_png(thing, dpi=90)})
     data = {"text/plain": pretty(thing)}
-    for mime, name in REPRESENTATIONS.items():
-        made = getattr(thing, name)() if hasattr(type(thing), name) else None
-        if made is not None:
-            data[mime] = made
+    for mime, method in REPRESENTATIONS.items():
+        if not hasattr(type(thing), method):
+            continue
+        content = getattr(thing, method)()
+        if content is not None:
+            data[mime] = content
     return Display(data)
 
-# %% ../../nbs/results/25_showing.ipynb #c008
+# %% ../../nbs/results/25_showing.ipynb #c034
 class NotShown(UserWarning):
     "Something could not be drawn or kept; rows, models and flags are not touched by that"
 
-
+# %% ../../nbs/results/25_showing.ipynb #c035
 def error_line(
     error: Exception,
 ) -> str:
     "An error in one line of at most 200 characters"
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}"[:200] if lines else type(error).__name__
+    kind = type(error).__name__
+    return f"{kind}: {lines[0]}"[:200] if lines else kind
 
-
+# %% ../../nbs/results/25_showing.ipynb #c008
 def keep_picture(
     fig,  # A matplotlib figure
     folder,  # Gets `figures/NAME.png`
@@ -78,70 +81,72 @@ def keep_picture(
 ) -> Path:
     "Keep a figure beside the rows, completely or not at all"
     path = Path(folder) / "figures" / f"{name}.png"
-    made = figure_png(fig, 120)
+    content = figure_png(fig, dpi=120)
     with replacing(path) as tmp:
-        tmp.write_bytes(made)
+        tmp.write_bytes(content)
     return path
 
 # %% ../../nbs/results/25_showing.ipynb #c009
 STRICT = "DDROBUST_STRICT"  # Environment variable: where it is set, as in the tests, errors are raised
 
 
-def show_or_say(
-    make,  # Makes what is to be shown, without arguments
-    what: str,  # What it is, for the line that may take its place; also the name of a figure's file
-    folder=None,  # Gets `figures/WHAT.png` if it is a figure; None keeps nothing
+def show_or_explain(
+    make,  # A function without arguments that makes what is shown
+    name: str,  # What it is, for the line that may take its place; also the name of a figure's file
+    folder=None,  # Gets `figures/NAME.png` if it is a figure; None keeps nothing
 ) -> Display:
-    "What `make()` makes, ready to be displayed; where it fails, a line that says why, and a warning"
+    "What `make()` makes, ready to be displayed; where it fails, a line that explains why, and a warning"
     before = _open_figures()
     try:
         thing = make()
         if folder is not None and hasattr(thing, "savefig"):
-            _try(lambda: keep_picture(thing, folder, what), f"{what} could not be kept")
+            _try_to_keep(thing, folder, name)
         return as_display(thing)
     except Exception as error:
         if os.environ.get(STRICT):
             raise
-        return _line(f"{what} could not be shown", error)
+        return _explanation(f"{name} could not be shown", error)
     finally:
         _close_figures(before)
 
 
-def _try(action, said):
-    "Do something that nothing depends on"
+def _try_to_keep(fig, folder, name):
+    "Keep a figure; a failure costs a warning"
     try:
-        action()
+        keep_picture(fig, folder, name)
     except Exception as error:
         if os.environ.get(STRICT):
             raise
-        _line(said, error)
+        _explanation(f"{name} could not be kept", error)
 
 
-def _line(said, error):
-    text = f"{said} ({error_line(error)}); rows, models and flags are not touched by that"
+def _explanation(failure, error):
+    "A line that explains a failure, and a warning with the same words"
+    text = f"{failure} ({error_line(error)}); rows, models and flags are not touched by that"
     warnings.warn(text, NotShown, stacklevel=3)
     return Display({"text/plain": text, "text/markdown": f"*{text}*"})
 
 
 def _open_figures():
+    "The numbers of the figures that are open; none where matplotlib was never used"
     plt = sys.modules.get("matplotlib.pyplot")
     return set(plt.get_fignums()) if plt else set()
 
 
 def _close_figures(before):
-    "Those that were opened meanwhile: a half-drawn one would be displayed when the cell ends"
+    "Close the figures that were opened meanwhile: a half-drawn one would be displayed when the cell ends"
     for number in _open_figures() - before:
         sys.modules["matplotlib.pyplot"].close(number)
 
 # %% ../../nbs/results/25_showing.ipynb #c902
-def text_or_say(
-    make,  # Returns text, without arguments
-    what: str,  # What it is, for the line that may take its place
+def text_or_explain(
+    make,  # A function without arguments that returns text
+    name: str,  # What it is, for the line that may take its place
 ) -> str:
-    "The text that `make()` returns; where it fails, a line that says why, and a warning"
+    "The text that `make()` returns; where it fails, a line that explains why, and a warning"
     try:
         return make()
     except Exception as error:
         if os.environ.get(STRICT):
             raise
-        return str(_line(f"{what} could not be shown", error))
+        return str(_explanation(f"{name} could not be shown", error))

@@ -34,7 +34,7 @@ from ddrobust_nb.results.mixing_table import mixing_table, plot_differences
 from ddrobust_nb.results.report import check_table, footnotes, plot_rows, plot_training, results_table
 from ddrobust_nb.results.reading import read_results
 from ddrobust_nb.results.rows import results_frame
-from ddrobust_nb.results.showing import show_or_say
+from ddrobust_nb.results.showing import show_or_explain
 from ddrobust_nb.training.fit import History
 from test_plan import ROW
 from tiny import NETWORK, tiny_data
@@ -96,12 +96,12 @@ def all_of_it(done, rows, folder):
     "Everything that run_cell.ipynb shows of a cell; errors are raised"
     histories = {f"seed {m.seed}": m.history for m in done.models}
     assert (
-        "image/png" in show_or_say(lambda: plot_rows(rows), "robustness", folder).data
+        "image/png" in show_or_explain(lambda: plot_rows(rows), "robustness", folder).data
         and (folder / "figures" / "robustness.png").is_file()
     )
     drawn(plot_training(histories))
     for make in (lambda: results_table(rows), lambda: check_table([done]), lambda: standings(rows)):
-        assert "text/html" in show_or_say(make, "a table").data
+        assert "text/html" in show_or_explain(make, "a table").data
     assert footnotes(rows)
 
 

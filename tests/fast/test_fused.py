@@ -41,8 +41,11 @@ def spec(size=32, channels=3):
     )
 
 
-def four(channels=3, width=64, conv={}, norm={}, pool={}):
+def four(channels=3, width=64, conv=None, norm=None, pool=None):
     "The layers of a block, with weights that are not those of a start"
+    conv = conv or {}
+    norm = norm or {}
+    pool = pool or {}
     layers = [
         nn.Conv2d(channels, width, 3, **{"padding": 1, **conv}),
         nn.GroupNorm(norm.get("groups", width), width, affine=norm.get("affine", True)),

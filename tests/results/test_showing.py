@@ -32,7 +32,7 @@ from ddrobust_nb.grid.status import cell_state, status_line
 from ddrobust_nb.grid.tables import rows_of_plan
 from ddrobust_nb.results import showing
 from ddrobust_nb.results.reading import read_results
-from ddrobust_nb.results.showing import NotShown, as_display, error_line, show_or_say, text_or_say
+from ddrobust_nb.results.showing import NotShown, as_display, error_line, show_or_explain, text_or_explain
 
 
 @pytest.fixture
@@ -66,17 +66,17 @@ class Broken:
 
 def test_tables_text_and_figures_come_out_as_a_notebook_would_show_them(user, tmp_path):
     table = pd.DataFrame({"a": [1]})
-    assert show_or_say(lambda: table, "table").data == {
+    assert show_or_explain(lambda: table, "table").data == {
         "text/plain": repr(table),
         "text/html": table._repr_html_(),
     }
-    assert show_or_say(lambda: Markdown("*x*"), "text").data["text/markdown"] == "*x*"
-    assert show_or_say(lambda: HTML("<b>x</b>"), "text").data["text/html"] == "<b>x</b>"
+    assert show_or_explain(lambda: Markdown("*x*"), "text").data["text/markdown"] == "*x*"
+    assert show_or_explain(lambda: HTML("<b>x</b>"), "text").data["text/html"] == "<b>x</b>"
     assert (
-        show_or_say(lambda: {"dm": 1}, "numbers").data == {"text/plain": "{'dm': 1}"}
+        show_or_explain(lambda: {"dm": 1}, "numbers").data == {"text/plain": "{'dm': 1}"}
         and repr(as_display("x")) == "'x'"
     )
-    shown = show_or_say(figure, "training", tmp_path)
+    shown = show_or_explain(figure, "training", tmp_path)
     assert shown.data["image/png"].startswith(b"\x89PNG") and (
         tmp_path / "figures" / "training.png"
     ).read_bytes().startswith(b"\x89PNG")
@@ -87,7 +87,7 @@ def test_tables_text_and_figures_come_out_as_a_notebook_would_show_them(user, tm
 def test_a_notebook_displays_it(user):
     from IPython.core.formatters import DisplayFormatter
 
-    formats, _ = DisplayFormatter().format(show_or_say(figure, "training"))
+    formats, _ = DisplayFormatter().format(show_or_explain(figure, "training"))
     assert formats["image/png"].startswith(b"\x89PNG") and formats["text/plain"] == "figure"
 
 
@@ -108,7 +108,7 @@ def test_a_notebook_displays_it(user):
 def test_what_fails_is_a_line(make, user, tmp_path, monkeypatch):
     kept = figure()
     with pytest.warns(NotShown) as heard:
-        line = show_or_say(make, "robustness", tmp_path)
+        line = show_or_explain(make, "robustness", tmp_path)
     text = line.data["text/plain"]
     assert (
         text.startswith("robustness could not be shown (")
@@ -121,19 +121,19 @@ def test_what_fails_is_a_line(make, user, tmp_path, monkeypatch):
     plt.close(kept)
     monkeypatch.setenv("DDROBUST_STRICT", "1")
     with pytest.raises(Exception):
-        show_or_say(make, "robustness", tmp_path)
+        show_or_explain(make, "robustness", tmp_path)
     assert not plt.get_fignums()
 
 
 def test_text(user, monkeypatch):
-    assert text_or_say(lambda: "clean 98.0", "the table") == "clean 98.0"
+    assert text_or_explain(lambda: "clean 98.0", "the table") == "clean 98.0"
     with pytest.warns(NotShown):
-        assert text_or_say(lambda: 1 / 0, "the table").startswith(
+        assert text_or_explain(lambda: 1 / 0, "the table").startswith(
             "the table could not be shown (ZeroDivisionError: "
         )
     monkeypatch.setenv("DDROBUST_STRICT", "1")
     with pytest.raises(ZeroDivisionError):
-        text_or_say(lambda: 1 / 0, "the table")
+        text_or_explain(lambda: 1 / 0, "the table")
 
 
 def test_the_command_ends_with_what_became_of_the_cells(user, tmp_path, monkeypatch, capsys):
@@ -168,7 +168,7 @@ def test_interruptions_pass(user):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        show_or_say(interrupted, "robustness")
+        show_or_explain(interrupted, "robustness")
 
 
 @pytest.mark.parametrize(
@@ -185,21 +185,21 @@ def test_a_figure_that_cannot_be_kept_is_still_shown(error, user, tmp_path, monk
 
     monkeypatch.setattr(showing, "replacing", fail)
     with pytest.warns(NotShown, match="training could not be kept .*rows, models and flags are not touched"):
-        shown = show_or_say(figure, "training", tmp_path)
+        shown = show_or_explain(figure, "training", tmp_path)
     assert "image/png" in shown.data
     monkeypatch.setenv("DDROBUST_STRICT", "1")
     with pytest.raises(type(error)):
-        show_or_say(figure, "training", tmp_path)
+        show_or_explain(figure, "training", tmp_path)
 
 
 def test_a_folder_that_is_a_file(user, tmp_path):
     (tmp_path / "figures").write_text("in the way")
     with pytest.warns(NotShown, match="could not be kept"):
-        assert "image/png" in show_or_say(figure, "training", tmp_path).data
+        assert "image/png" in show_or_explain(figure, "training", tmp_path).data
 
 
 def test_a_full_disk_leaves_the_figure_of_before(user, tmp_path, monkeypatch):
-    show_or_say(figure, "training", tmp_path)
+    show_or_explain(figure, "training", tmp_path)
     before = (tmp_path / "figures" / "training.png").read_bytes()
 
     def half(self, data):
@@ -208,7 +208,7 @@ def test_a_full_disk_leaves_the_figure_of_before(user, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.warns(NotShown):
-        show_or_say(lambda: plt.subplots(figsize=(2, 2))[0], "training", tmp_path)
+        show_or_explain(lambda: plt.subplots(figsize=(2, 2))[0], "training", tmp_path)
     assert [p.name for p in (tmp_path / "figures").iterdir()] == ["training.png"] and (
         tmp_path / "figures" / "training.png"
     ).read_bytes() == before
@@ -247,7 +247,7 @@ def test_nothing_is_drawn_before_the_rows_are_written_and_nothing_unguarded_afte
         if isinstance(n, ast.Call)
         and isinstance(n.func, ast.Name)
         and n.func.id.startswith(("plot_", "show_"))
-        and n.func.id != "show_or_say"
+        and n.func.id != "show_or_explain"
     ]
     assert not [s for s in sources[: written + 1] if draws(s)]
     assert sum(map(len, map(draws, sources[written + 1 :]))) >= 3
@@ -256,7 +256,7 @@ def test_nothing_is_drawn_before_the_rows_are_written_and_nothing_unguarded_afte
         guarded = {
             id(n)
             for call in ast.walk(tree)
-            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "show_or_say"
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "show_or_explain"
             for n in ast.walk(call)
         }
         guarded |= {id(n) for f in ast.walk(tree) if isinstance(f, ast.Lambda) for n in ast.walk(f)}
@@ -325,10 +325,10 @@ def test_an_error_after_the_rows_is_no_failure(error, tmp_path, monkeypatch):
 
 
 def displayed(make, what="robustness", folder=None):
-    "The outputs that Jupyter keeps of `display(show_or_say(...))`: the line, and the warning as text"
+    "The outputs that Jupyter keeps of `display(show_or_explain(...))`: the line, and the warning as text"
     with pytest.warns(NotShown) as heard:
-        shown = show_or_say(make, what, folder)
-    stderr = "".join(f"/a/b.py:3: NotShown: {w.message}\n  display(show_or_say(plot))\n" for w in heard)
+        shown = show_or_explain(make, what, folder)
+    stderr = "".join(f"/a/b.py:3: NotShown: {w.message}\n  display(show_or_explain(plot))\n" for w in heard)
     data = {mime: text.splitlines(True) for mime, text in shown.data.items() if isinstance(text, str)}
     return [
         dict(output_type="stream", name="stderr", text=stderr.splitlines(True)),

@@ -18,7 +18,7 @@ ROOTS = dict(
     expert=["distillers.mtt.train_expert", "distillers.mtt.expert_configs"],
     teacher=["distillers.sre2l.squeeze", "distillers.sre2l.teacher_config"],
     distil=["results.stages.distil_cell"],
-    train=["results.stages.train_one"],
+    train=["results.stages.train_one", "results.stages.fetch_published"],
     attack=["results.stages.attack_one", "results.stages.load_checkpoint"],
 )
 ASIDE = (
@@ -299,7 +299,7 @@ def test_what_a_stage_depends_on():
         <= found["distil"]
     )
     assert (
-        training | {"results.stages._write_model", "training.fit._finish", "foundations.data.test_subset"}
+        training | {"results.stages.write_model", "training.fit._finish", "foundations.data.test_subset"}
         <= found["train"]
     )
     assert {
@@ -346,7 +346,9 @@ def test_what_a_stage_depends_on():
 def copy(tmp_path):
     "A copy of the package with its own record, and a function that edits a module of it"
     package, record = tmp_path / "ddrobust_nb", tmp_path / "record.json"
-    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "paper_data"))
+    shutil.copytree(
+        PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__", "paper_data", "preset_data")
+    )
     write(package, record)
 
     def edit(module, old, new):

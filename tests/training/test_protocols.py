@@ -6,19 +6,17 @@ import pytest
 
 from ddrobust_nb.foundations.data import specs
 from ddrobust_nb.training.protocols import (
-    LOST,
-    PRESETS,
     PROTOCOLS,
-    RECIPES,
-    SRE2L,
-    TRAJECTORIES,
     preset_options,
     preset_rows,
+    read_presets,
     recipe_for,
 )
 from ddrobust_nb.results.paper import paper_settings
 from ddrobust_nb.training.fit import Recipe, lr_at
 
+LOST = ("lr_img", "lr_lr", "lr_student")  # In the paper's text
+SRE2L = ("sre2l", "sre2l_hard", "random_teacher")
 IPCS = (1, 5, 10, 30, 50)
 DATASETS = {"CIFAR-10": "cifar10", "CIFAR-100": "cifar100", "TinyImageNet": "tinyimagenet"}
 COLUMNS = dict(
@@ -109,23 +107,29 @@ def test_a_set_and_what_stands_beside_it_are_trained_alike():
 
 def test_every_row_names_what_exists():
     protocols, options = {*PROTOCOLS, "*"}, {f.name for f in fields(Recipe)}
-    for table in (PRESETS, RECIPES):
-        for protocol, method, dataset, ipc, name, value, source in table:
-            assert protocol in protocols and dataset in (*specs, "*") and ipc in (*IPCS, "*") and source
-            if table is RECIPES:
-                assert name in options and replace(Recipe(), **{name: value})
-    assert len(TRAJECTORIES) == 2 * len(DATASETS) * len(IPCS)
+    for row in read_presets():
+        assert row.protocol in protocols and row.dataset in (*specs, "*") and row.ipc in (*IPCS, "*")
+        assert row.source and row.part in ("distil", "train")
+        if row.part == "train":
+            assert row.name in options and replace(Recipe(), **{row.name: row.value})
+    printed = [row for row in read_presets() if row.name == "syn_steps" and row.source.startswith("paper")]
+    assert len(printed) == 2 * len(DATASETS) * len(IPCS)
 
 
 def test_a_cut_is_never_called_published():
     "What quick sets lower than the paper says so"
-    for protocol, method, dataset, ipc, name, value, source in PRESETS:
-        if protocol == "quick" and name in (
-            "iterations",
-            "n_experts",
-            "expert_images",
-            "squeeze_epochs",
-            "squeeze_images",
-            "syn_steps",
+    for row in read_presets():
+        if (
+            row.part == "distil"
+            and row.protocol == "quick"
+            and row.name
+            in (
+                "iterations",
+                "n_experts",
+                "expert_images",
+                "squeeze_epochs",
+                "squeeze_images",
+                "syn_steps",
+            )
         ):
-            assert source.startswith("ours"), (method, name)
+            assert row.source.startswith("ours"), (row.method, row.name)

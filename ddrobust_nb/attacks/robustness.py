@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'LONG', 'Evaluation', 'peak_memory', 'attacked_index', 'GroupState', 'run_group', 'work_per_survivor',
-           'parts_of', 'is_united', 'groups_to_run', 'Cost', 'expected_cost', 'known_work', 'check_logits',
-           'ModelEvaluation', 'unite', 'evaluate']
+           'parts_of', 'is_united', 'groups_to_run', 'Cost', 'expected_cost', 'known_work', 'check_logits', 'unite',
+           'ModelEvaluation', 'evaluate']
 
 # %% ../../nbs/attacks/90_robustness.ipynb #c002
 from ..foundations.core import Autosave, InputError, pick_device, progress
@@ -148,7 +148,7 @@ def run_group(
                 autosave(lambda: asdict(state))
     return _evaluations(configs, index, state, device)
 
-
+# %% ../../nbs/attacks/90_robustness.ipynb #c522
 def _evaluations(configs, index, state, device):
     "A finished state as one `Evaluation` per setting"
     declared = find_attack(configs[0].attack, configs[0].backend).tells_worst_iterate
@@ -327,6 +327,26 @@ def check_logits(
             "use a model made for these data"
         )
 
+# %% ../../nbs/attacks/90_robustness.ipynb #c028
+def unite(
+    config: AttackConfig,  # An AutoAttack
+    done: dict,  # setting -> Evaluation, its four parts among them
+) -> Evaluation:
+    "AutoAttack from its four parts: their work is added up, their flags are united"
+    parts = {part.attack: done[part] for part in parts_of(config) if part in done}
+    flags = autoattack_flags({name: part.flags for name, part in parts.items()})
+    evaluations = list(parts.values())
+    return Evaluation(
+        config=config,
+        index=evaluations[0].index,
+        flags=flags,
+        gradients=sum(part.gradients for part in evaluations),
+        forwards=sum(part.forwards for part in evaluations),
+        seconds=sum(part.seconds for part in evaluations),
+        peak_mb=max(part.peak_mb for part in evaluations),
+        warnings=tuple(dict.fromkeys(text for part in evaluations for text in part.warnings)),
+    )
+
 # %% ../../nbs/attacks/90_robustness.ipynb #c514
 LONG = 300  # Seconds; before a longer run we say how long it will take
 
@@ -404,7 +424,7 @@ def attack(
         save=save,
     )
 
-
+# %% ../../nbs/attacks/90_robustness.ipynb #c520
 @patch
 def add(
     self: ModelEvaluation,
@@ -414,33 +434,13 @@ def add(
     for evaluation in evaluations:
         self.done[evaluation.config] = evaluation
 
-
+# %% ../../nbs/attacks/90_robustness.ipynb #c521
 @patch
 def results(self: ModelEvaluation) -> list:
     "One `Evaluation` per setting, in the order asked"
     united = [config for config in self.configs if is_united(config, self.configs)]
     everything = self.done | {config: unite(config, self.done) for config in united}
     return [everything[config] for config in self.configs]
-
-# %% ../../nbs/attacks/90_robustness.ipynb #c028
-def unite(
-    config: AttackConfig,  # An AutoAttack
-    done: dict,  # setting -> Evaluation, its four parts among them
-) -> Evaluation:
-    "AutoAttack from its four parts: their work is added up, their flags are united"
-    parts = {part.attack: done[part] for part in parts_of(config) if part in done}
-    flags = autoattack_flags({name: part.flags for name, part in parts.items()})
-    evaluations = list(parts.values())
-    return Evaluation(
-        config=config,
-        index=evaluations[0].index,
-        flags=flags,
-        gradients=sum(part.gradients for part in evaluations),
-        forwards=sum(part.forwards for part in evaluations),
-        seconds=sum(part.seconds for part in evaluations),
-        peak_mb=max(part.peak_mb for part in evaluations),
-        warnings=tuple(dict.fromkeys(text for part in evaluations for text in part.warnings)),
-    )
 
 # %% ../../nbs/attacks/90_robustness.ipynb #c024
 def evaluate(

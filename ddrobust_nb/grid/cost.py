@@ -22,8 +22,9 @@ from ..foundations.networks import count_parameters, make_network
 from ..attacks.robustness import groups_to_run, work_per_survivor
 from ..training.distiller import WHOLE, distiller
 from ..results.store import Store
-from ..results.plan import Cell, published
-from ..results.stages import NeededPart, attack_key, model_keys, needed_parts, set_key
+from ..results.plan import Cell
+from ..results.sources import DistilledHere, GivenModel, NeededPart, Published, needed_parts
+from ..results.stages import attack_key
 from .plan import Plan
 
 # %% ../../nbs/grid/20_cost.ipynb #c005
@@ -49,7 +50,7 @@ def prerequisite_passes(
 # %% ../../nbs/grid/20_cost.ipynb #c008
 def train_passes(cell: Cell) -> float:
     "Passes of one training, with its checks on test images and the labels of a teacher"
-    if cell.checkpoint or published(cell.method, cell.data.spec, cell.network):
+    if isinstance(cell.source, (GivenModel, Published)):
         return 0
     recipe = cell.recipe
     n_test = len(cell.data.test_labels)
@@ -64,13 +65,13 @@ def _training_images(cell):
     "How many images the model is trained on"
     if cell.method == WHOLE:
         return len(cell.data.train_labels)
-    return len(cell.ready) if cell.ready else cell.ipc * cell.data.spec.classes
+    return len(cell.source.dset) if cell.source.given else cell.ipc * cell.data.spec.classes
 
 
 def _is_relabelled(cell):
     "Whether a teacher labels the images while the model is trained"
-    if cell.ready:
-        return bool(cell.ready.teacher)
+    if cell.source.given:
+        return bool(cell.source.dset.teacher)
     return cell.method in distiller and distiller[cell.method].relabels
 
 # %% ../../nbs/grid/20_cost.ipynb #c008b
@@ -237,15 +238,15 @@ class StageWork(NamedTuple):
 def cell_stages(cell: Cell) -> list:  # Of `StageWork`, in order
     "Everything that a cell needs in the store"
     found = []
-    if not cell.ready and not cell.checkpoint and cell.method != WHOLE:
+    if isinstance(cell.source, DistilledHere):
         for key, part in needed_parts(cell).items():
             network = part.config.get("network") or cell.distill_network
             passes = prerequisite_passes(cell, part)
             found.append(StageWork(part.prerequisite.stage, key, passes=passes, network=network))
         passes = distil_passes(cell)
-        found.append(StageWork("distil", set_key(cell), passes=passes, network=cell.distill_network))
-    models = model_keys(cell)
-    if not cell.checkpoint:
+        found.append(StageWork("distil", cell.set_key, passes=passes, network=cell.distill_network))
+    models = cell.model_keys
+    if not isinstance(cell.source, GivenModel):
         passes = train_passes(cell)
         found += [StageWork("train", model, passes=passes, network=cell.network) for model in models]
     for model in models:

@@ -16,15 +16,14 @@ import pandas as pd
 from ..attacks.checks import CheckCode
 from ..attacks.metrics import drop_rate
 from ..training.distiller import RANDOM
+from ..results.columns import attack_columns, cell_columns
 from ddrobust_nb.results.lines import (
-    CONDITION,
     CELL_CONDITION,
-    attack_columns,
-    cell_columns,
+    CONDITION,
     interval_of,
     lines_of,
-    sets_text,
     percent_text,
+    sets_text,
     spread_of,
 )
 from ..results.report import attack_label

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..foundations.core import progress
-from ..training.distiller import WHOLE
 from ..results.showing import NotShown
 from ..results.plan import plan_cell
-from ..results.stages import distil_cell, make_part, needed_parts, set_key
+from ..results.sources import DistilledHere, needed_parts
+from ..results.stages import distil_cell, make_part
 from .plan import Plan
 from .cost import is_stored
 from .notebook import CellReport, find_notebook, is_done, run_one, write_failure
@@ -53,7 +53,7 @@ def shared_work(
             is_shared = len(own) > 1 or users[key] > 1
             if is_shared and not is_stored(plan.store, part.prerequisite.stage, key):
                 parts[key] = given
-        key = set_key(cell.cell)
+        key = cell.cell.set_key
         if users[key] > 1 and not is_stored(plan.store, "distil", key):
             sets[key] = given
     needs = {}
@@ -64,15 +64,12 @@ def shared_work(
 
 def _distils(planned):
     "Whether a cell makes its distilled set itself"
-    cell = planned.cell
-    if planned.notebook != "run_cell" or cell.ready or cell.checkpoint:
-        return False
-    return cell.method != WHOLE
+    return planned.notebook == "run_cell" and isinstance(planned.cell.source, DistilledHere)
 
 
 def _needed_keys(planned):
     "The keys of the parts that a cell needs, and then of its set"
-    return [*needed_parts(planned.cell), set_key(planned.cell)]
+    return [*needed_parts(planned.cell), planned.cell.set_key]
 
 # %% ../../nbs/grid/30_run.ipynb #c051
 def make_shared(

@@ -25,10 +25,19 @@ from ..training.distiller import RANDOM, WHOLE, class_balanced, distiller
 from ..mixing.mix import MIX_VERSION, card_augment, check_mixed, mixing_control, mix, mixing_recipe
 from ..foundations.networks import network_revision
 from ..training.protocols import PROTOCOLS
-from .cell_rows import _flags_of, artefacts, attack_cell, finish_cell
+from .cell_rows import all_flags, artefacts, finish_cell
+from ddrobust_nb.results.stages import (
+    Distilled,
+    attack_cell,
+    attack_key,
+    distil_cell,
+    read_model,
+    write_model,
+)
 from .keys import VERSIONS, attack_config_fields, recipe_fields
-from .plan import Cell, _out_folder, plan_cell, set_digest
-from .stages import Distilled, _read_model, _write_model, attack_key, distil_cell
+from .methods import load_methods
+from .plan import Cell, method_codes, out_folder, plan_cell
+from .sources import GivenSet, WholeTraining, set_digest
 from .rows import results_frame, write_results
 from .store import cached, stage_key, write_json
 from ..training.fit import _check_recipe
@@ -54,6 +63,7 @@ MIXING_PARAMETERS = dict(
     n_test=None,
     seed=0,
     device="auto",
+    methods="",
     store="",
     out="",
 )
@@ -145,6 +155,8 @@ def plan_mixing(
             raise InputError(
                 f"{name} must be text, got {value!r}; where papermill made it a number, use -r {name} {value}"
             )
+    if p["methods"]:
+        load_methods(p["methods"])
     usual = QUICK_MIXING if check_choice("protocol", p["protocol"], PROTOCOLS) == "quick" else FULL_MIXING
     p = {n: usual[n] if n in usual and v in (None, "", "auto") else v for n, v in p.items()}
     check_int("n_models", p["n_models"], 1, 100, "the seeds of networks are 100 x seed + i")
@@ -161,6 +173,7 @@ def plan_mixing(
             "n_test",
             "seed",
             "device",
+            "methods",
             "store",
         )
     } | dict(attacks=configs)
@@ -212,7 +225,7 @@ def _complete(p, cell, common):
         if isinstance(s, DistilledSet):
             check_mixed(run.data, s, run.n_distilled, mixing_recipe_of(run, s)), card_augment(s, run.augment)
     key = stage_key("mixing", MIX_VERSION, mixing_config(run), [cell.data.fingerprint])
-    return replace(run, cell=replace(cell, key=key, out=_out_folder(p["out"], cell.store, cell, key)))
+    return replace(run, cell=replace(cell, key=key, out=out_folder(p["out"], cell, key)))
 
 
 def mixing_recipe_of(run, dset):
@@ -243,7 +256,7 @@ def mixing_config(run: MixingRun) -> dict:
         n_test=c.n_test,
         n_models=c.n_models,
         seed=c.seed,
-    )
+    ) | method_codes(c)
 
 # %% ../../nbs/results/80_mixing_run.ipynb #c021
 def mixing_summary(run: MixingRun) -> str:
@@ -323,6 +336,7 @@ def _part(run, dset):
         ipc=ipc,
         recipe=mixing_recipe_of(run, dset),
         distill_network="" if dset is None else dset.config.get("network") or "",
+        source=WholeTraining() if dset is None else GivenSet(dset),
     )
     if dset is None:
         return MixingPart(cell, Distilled(None, "", origin="whole"), "")
@@ -364,7 +378,7 @@ def train_mixed(run: MixingRun, part: MixingPart, seed: int):  # -> Trained
         state=state,
         save=save,
     )
-    write = lambda net, folder: _write_model(
+    write = lambda net, folder: write_model(
         net,
         folder,
         cell.data,
@@ -372,7 +386,7 @@ def train_mixed(run: MixingRun, part: MixingPart, seed: int):  # -> Trained
         dict(method=cell.method, ipc=cell.ipc, network=cell.network, seed=seed),
     )
     return cached(
-        cell.store, "mix", key, config, make, write, lambda folder: _read_model(folder, cell, seed, key)
+        cell.store, "mix", key, config, make, write, lambda folder: read_model(folder, cell, seed, key)
     )
 
 # %% ../../nbs/results/80_mixing_run.ipynb #c031
@@ -403,7 +417,7 @@ def write_mixing(run: MixingRun, finished: list) -> list:  # All rows
         cell.out / "cell.json", card | mixing_config(run) | dict(artefacts=mixing_artefacts(run, finished))
     )
     write_results(rows, cell.out)  # before what is larger: a full disk may cost copies, not rows
-    save_file(_flags_of(finished), cell.out / "flags.safetensors")
+    save_file(all_flags(finished), cell.out / "flags.safetensors")
     return rows
 
 

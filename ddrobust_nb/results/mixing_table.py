@@ -13,7 +13,8 @@ import math
 
 import pandas as pd
 from .paper import paper_table
-from .lines import ATTACK_COLUMNS, DIGESTS, ATTACK_CONDITION, CELL_CONDITION
+from .columns import ATTACK_COLUMNS
+from .lines import ATTACK_CONDITION, CELL_CONDITION, COMPARED_IDENTITY
 from ddrobust_nb.results.rows import (
     CHECK_FIELDS,
     DEFAULT_RECIPE,
@@ -80,7 +81,7 @@ SET_FIELDS = [
     "ipc",
     "set_key",
     "set_seed",  # What one set in it is
-    *(name for name in DIGESTS if name not in ("method", "adversarial")),
+    *(name for name in COMPARED_IDENTITY if name not in ("method", "adversarial")),
 ]
 MEASURE_FIELDS = [
     "alpha_255" if name == "alpha" else name for name in ATTACK_CONDITION

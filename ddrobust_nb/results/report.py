@@ -15,16 +15,14 @@ from pathlib import Path
 import pandas as pd
 from ..attacks.checks import EXPLAINED
 from ..attacks.metrics import wilson
+from .columns import attack_columns, caption_of, cell_columns
 from ddrobust_nb.results.lines import (
     ATTACK_CONDITION,
-    attack_columns,
     best_of,
-    caption_of,
-    cell_columns,
     interval_of,
     lines_of,
-    sets_text,
     percent_text,
+    sets_text,
     spread_of,
 )
 from .paper import PAPER_DATASET_NAMES, PAPER_METHOD_NAMES, paper_row

@@ -16,7 +16,7 @@ from ddrobust_nb.attacks.metrics import (
     drop_rate,
     redraw,
     redrawn_means,
-    spread,
+    student_interval,
     weaker,
     wilson,
 )
@@ -26,7 +26,10 @@ from ddrobust_nb.foundations.core import InputError, generator
 def world(models, images, seed, between=0.1, shared=1.0, own=0.5, skill=0.0):
     "Flags [models, images]: right where skill + model + image + noise > 0"
     g = generator(seed, "test world")
-    draw = lambda *shape: torch.randn(*shape, generator=g)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=g)
+
     return skill + between * draw(models, 1) + shared * draw(1, images) + own * draw(models, images) > 0
 
 
@@ -131,7 +134,7 @@ def test_weaker_is_the_sign_test_of_scipy(only_a, only_b):
 @pytest.mark.parametrize("n", [2, 5, 30])
 def test_spread_equals_scipy(n, level):
     values = torch.rand(n, generator=generator(n, "values"), dtype=torch.float64)
-    s = spread(values, level=level)
+    s = student_interval(values, level=level)
     expected = stats.t.interval(level, n - 1, loc=np.mean(values.numpy()), scale=stats.sem(values.numpy()))
     assert (s.low, s.high) == pytest.approx(expected, abs=1e-12)
     assert (s.mean, s.sd, s.n, s.level) == (
@@ -140,12 +143,14 @@ def test_spread_equals_scipy(n, level):
         n,
         level,
     )
-    assert spread(values.tolist(), level=level) == spread(values.numpy(), level=level) == s
+    assert (
+        student_interval(values.tolist(), level=level) == student_interval(values.numpy(), level=level) == s
+    )
     assert type(s.low) is float
 
 
 def test_five_values_have_the_factor_of_student():
-    s = spread([0.1, 0.2, 0.3, 0.4, 0.5])
+    s = student_interval([0.1, 0.2, 0.3, 0.4, 0.5])
     assert (
         s.high - s.mean
         == pytest.approx(2.776 / 5**0.5 * s.sd, rel=1e-3)
@@ -170,7 +175,10 @@ def test_redraw_has_the_moments_of_a_multinomial(counts):
 
 def test_bootstrap_has_the_spread_of_the_loop_it_replaces():
     flags, g = world(5, 120, 0, between=0.4), generator(0, "loop")
-    pick = lambda size: torch.randint(size, (size,), generator=g)
+
+    def pick(size):
+        return torch.randint(size, (size,), generator=g)
+
     loop = torch.stack([flags[pick(5)][:, pick(120)].double().mean() for _ in range(4000)])
     (fast,) = redrawn_means([flags], 4000)
     assert fast.std() == pytest.approx(loop.std().item(), rel=0.05)
@@ -230,7 +238,7 @@ def test_an_interval_stays_between_none_and_all():
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.1])
 def test_a_spread_of_equal_values(value):
     for n in (2, 3, 7, 48):
-        s = spread([value] * n)
+        s = student_interval([value] * n)
         assert (s.low, s.mean, s.high) == pytest.approx((value,) * 3, abs=1e-15) and s.low <= s.mean <= s.high
 
 
@@ -366,10 +374,10 @@ def test_other_bad_input():
     for f in (
         lambda **o: bootstrap_interval(GOOD, **o),
         lambda **o: compare(GOOD, GOOD, **o),
-        lambda **o: spread([1, 2], **o),
+        lambda **o: student_interval([1, 2], **o),
     ):
         for level in (0, 1, 95, "0.95", True, float("nan")):
-            with pytest.raises(InputError, match="level must lie between 0 and 1"):
+            with pytest.raises(InputError, match="level must be between 0 and 1"):
                 f(level=level)
     for n in (0, 99, 1e3, True):
         with pytest.raises(InputError, match="n must be a whole number from 100"):
@@ -387,4 +395,4 @@ def test_other_bad_input():
         torch.ones(2, 2),
     ):
         with pytest.raises(InputError, match="at least two finite numbers"):
-            spread(values)
+            student_interval(values)

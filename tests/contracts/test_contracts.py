@@ -28,7 +28,7 @@ from ddrobust_nb.distillers import dc, dm, mtt, sre2l, tesla
 from ddrobust_nb.frequency import models as frequency
 from ddrobust_nb.foundations.compiling import compiled, worth_compiling
 from ddrobust_nb.foundations.networks import Network, count_parameters, make_network
-from ddrobust_nb.results.plan import read_weights
+from ddrobust_nb.results.sources import read_weights
 from ddrobust_nb.fast import convolution
 from ddrobust_nb.foundations import networks
 from ddrobust_nb.foundations import predict as predict_page
@@ -48,17 +48,19 @@ NO_NETWORK = {  # What the parameter is instead
     "distillers.sre2l.random_teacher": "as sre2l",
     "training.protocols.Protocol": "a number of models",
     "results.plan.Cell": "names, and a path to a teacher",
+    "results.sources.GivenSet": "a path to a teacher",
+    "results.stages.write_model": "a network that was trained just now; it is read back from its files",
     "results.stages.Distilled": "a record; the teacher is stored in it",
     "results.stages.Trained": "a record; the model is stored in it",
     "results.cell_rows.Finished": "a record of records",
     "results.stages.attack_key": "the key of a model",
     "results.stages.attack_one": "a record; the model goes to evaluate",
-    "results.cell_rows.attack_cell": "records; each goes to attack_one",
+    "results.stages.attack_cell": "records; each goes to attack_one",
     "results.stages.check_one": "a record; the model goes to model_checks",
     "results.cell_rows.rows_of": "records; no model is asked",
-    "results.cell_rows.of_model": "a record; no model is asked",
-    "results.cell_rows.of_attack": "a record; no model is asked",
-    "results.cell_rows.without_attack": "a record; no model is asked",
+    "results.cell_rows.fields_of_model": "a record; no model is asked",
+    "results.cell_rows.fields_of_attack": "a record; no model is asked",
+    "results.cell_rows.fields_without_attack": "a record; no model is asked",
     "results.cell_rows.finish_cell": "records; each goes to check_one",
     "results.lines.Deviation": "a number of models",
     "results.lines.Known": "the name of a model",
@@ -296,7 +298,7 @@ DOES_NOT_ASK = {  # Looks at the network, or copies it: any mode will do
     "foundations.compiling.compiled": lambda net: compiled(first, net, 10),
     "foundations.networks.count_parameters": lambda net: count_parameters(net),
     "foundations.compiling.worth_compiling": lambda net: worth_compiling(net, 10),
-    "results.plan.read_weights": weights_read,
+    "results.sources.read_weights": weights_read,
     "fast.fused.FusedConvNet": fuse,
     "fast.fused.accelerated": lambda net: fused.accelerated(net, "cpu"),
     "fast.fused.can_fuse": lambda net: fused.can_fuse(net, "cpu"),

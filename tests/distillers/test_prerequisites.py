@@ -11,7 +11,8 @@ from ddrobust_nb.foundations.datasets import dataset
 from ddrobust_nb.training.distilled import load_set, save_set
 from ddrobust_nb.training.distiller import distiller
 from ddrobust_nb.training.protocols import PROTOCOLS, recipe_for
-from ddrobust_nb.results.cell_rows import attack_cell, finish_cell, run_stages, write_out
+from ddrobust_nb.results.cell_rows import finish_cell, run_stages, write_out
+from ddrobust_nb.results.stages import attack_cell
 from ddrobust_nb.results.keys import VERSIONS
 from ddrobust_nb.results.stages import distil_cell, prerequisite_parts, train_cell
 from ddrobust_nb.results.store import DamagedArtefact, Store
@@ -146,7 +147,7 @@ def test_a_cell_with_a_teacher_from_end_to_end_and_in_again(store, tmp_path, cap
     folder = cell.out / "set-sre2l"
     assert sorted(p.name for p in folder.iterdir()) == ["set.json", "set.safetensors", "teacher.safetensors"]
     again = teacher_cell(store, distilled=str(folder), options={}, out=str(tmp_path / "again"))
-    assert again.ready.teacher == done.distilled.dset.teacher
+    assert again.source.dset.teacher == done.distilled.dset.teacher
     other = run_stages(again)
     for a, b in zip(done.models, other.models):
         assert all(torch.equal(v, b.model.state_dict()[k]) for k, v in a.model.state_dict().items())
@@ -163,7 +164,7 @@ def test_a_teacher_above_the_set_is_found(store):
     for file in (shared, folder.parent / "teacher.safetensors"):
         file.parent.mkdir(exist_ok=True)
         save_file(weights, file)
-        assert teacher_cell(store, distilled=str(folder), options={}).teacher == str(file)
+        assert teacher_cell(store, distilled=str(folder), options={}).source.teacher == str(file)
 
 
 def test_a_set_without_its_teacher_is_refused_before_any_work(store):

@@ -15,11 +15,10 @@ import torch  # noqa: E402
 
 from ddrobust_nb.foundations.data import Data, specs  # noqa: E402
 from ddrobust_nb.training.distiller import distiller  # noqa: E402
-from ddrobust_nb.results.plan import plan_cell
-from ddrobust_nb.results.stages import attack_key, model_keys, part_configs, set_key  # noqa: E402
 from ddrobust_nb.grid.plan import placeholder_data  # noqa: E402
-from ddrobust_nb.results.plan import plan_cell
-from ddrobust_nb.results.stages import attack_key, model_keys, part_configs, set_key  # noqa: E402
+from ddrobust_nb.results.plan import plan_cell  # noqa: E402
+from ddrobust_nb.results.sources import needed_parts  # noqa: E402
+from ddrobust_nb.results.stages import attack_key  # noqa: E402
 from ddrobust_nb.results.mixing_run import mixing_config, plan_mixing  # noqa: E402
 
 RECORD = HERE / "stage_keys.json"
@@ -47,13 +46,13 @@ def planned(store, data, **given):
 def keys_of(cell, attacks=False):
     "The keys of all that a cell makes; of its models the first"
     found = {
-        "parts": list(part_configs(cell)),
-        "set": set_key(cell),
-        "model": model_keys(cell)[0],
+        "parts": list(needed_parts(cell)),
+        "set": cell.set_key,
+        "model": cell.model_keys[0],
         "cell": cell.key,
     }
     if attacks:
-        found["attacks"] = {str(t): attack_key(cell, model_keys(cell)[0], t) for t in cell.configs}
+        found["attacks"] = {str(t): attack_key(cell, cell.model_keys[0], t) for t in cell.configs}
     return found
 
 

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.grid.leaderboard import standings
+from ddrobust_nb.results.columns import caption_of, cell_columns
 from ddrobust_nb.results.lines import (
     CONDITION,
     IDENTITY,
     RECORDED,
     best_of,
-    caption_of,
-    cell_columns,
     compare_lines,
     deviation,
     experiments_of,

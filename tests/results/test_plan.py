@@ -15,8 +15,10 @@ from ddrobust_nb.foundations.core import InputError, generator
 from ddrobust_nb.foundations.data import as_pixels, make_data, specs
 from ddrobust_nb.foundations.datasets import dataset
 from ddrobust_nb.training.distilled import load_set
-from ddrobust_nb.results.cell_rows import attack_cell, baseline_cell, rows_of, run_stages, write_out
-from ddrobust_nb.results.plan import plan_cell, published, summary
+from ddrobust_nb.results.cell_rows import baseline_cell, rows_of, run_stages, write_out
+from ddrobust_nb.results.stages import attack_cell
+from ddrobust_nb.results.plan import plan_cell, summary
+from ddrobust_nb.results.sources import published
 from ddrobust_nb.results.stages import distil_cell, train_cell
 from ddrobust_nb.results.report import (
     check_table,

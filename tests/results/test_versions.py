@@ -18,7 +18,7 @@ ROOTS = dict(
     expert=["distillers.mtt.train_expert", "distillers.mtt.expert_configs"],
     teacher=["distillers.sre2l.squeeze", "distillers.sre2l.teacher_config"],
     distil=["results.stages.distil_cell"],
-    train=["results.stages.train_one"],
+    train=["results.stages.train_one", "results.stages.fetch_published"],
     attack=["results.stages.attack_one", "results.stages.load_checkpoint"],
 )
 ASIDE = (
@@ -299,7 +299,7 @@ def test_what_a_stage_depends_on():
         <= found["distil"]
     )
     assert (
-        training | {"results.stages._write_model", "training.fit._finish", "foundations.data.test_subset"}
+        training | {"results.stages.write_model", "training.fit._finish", "foundations.data.test_subset"}
         <= found["train"]
     )
     assert {

@@ -64,8 +64,8 @@ def test_chunks_do_not_matter(monkeypatch):
 
     x = draw(60, 1, 6, 6)
     whole = components_by_covariance(x, 5)
-    chunks = module.in_chunks
-    monkeypatch.setattr(module, "in_chunks", lambda images: chunks(images, 7))
+    chunks = module.signal_chunks
+    monkeypatch.setattr(module, "signal_chunks", lambda images: chunks(images, 7))
     torch.testing.assert_close(components_by_covariance(x, 5).vectors.abs(), whole.vectors.abs())
 
 

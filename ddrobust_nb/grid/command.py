@@ -33,6 +33,7 @@ SETTINGS = dict(
     store="folder of finished work",
     data_root="folder of the datasets",
     device="auto, cpu, cuda",
+    methods="a Python file with distillers or attacks of your own",
 )
 
 
@@ -157,6 +158,7 @@ def _plan(arguments, download=False):
         store=arguments.store,
         data_root=arguments.data_root,
         device=arguments.device,
+        methods=arguments.methods,
         download=download,
     )
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from ..foundations.data import Data, specs, subsets
 from ..foundations.datasets import FOLDERS, find_root, load_data, where_to_put
+from ..results.methods import load_methods
 from ..results.plan import PARAMETERS, Cell, plan_cell
 from ..results.mixing_run import MIXING_PARAMETERS, plan_mixing
 from ..results.store import Store, find_store
@@ -172,7 +173,7 @@ class PlannedCell:
         return ", ".join(map(str, parts))
 
 # %% ../../nbs/grid/10_plan.ipynb #c021
-GRID_PARAMETERS = ("store", "out", "data_root", "device")  # They belong to the grid, not to a cell
+GRID_PARAMETERS = ("store", "out", "data_root", "device", "methods")  # They belong to the grid, not to a cell
 NOTEBOOKS = {"run_cell": PARAMETERS, "run_mixing": MIXING_PARAMETERS}
 
 
@@ -271,6 +272,7 @@ def plan_grid(
     store="",  # Folder of finished work
     data_root="",  # Folder of the datasets
     device="auto",
+    methods="",  # A Python file with distillers or attacks of your own
     download: bool = False,  # Download datasets that are not here, as a run does
 ) -> Plan:
     "Check and complete every cell of a grid; nothing is computed"
@@ -279,6 +281,8 @@ def plan_grid(
         _check_exclusion(exclusion, blocks)
     place = find_store(store)
     common = dict(store=str(place.root), data_root=data_root, device=device)
+    if methods:
+        common["methods"] = str(load_methods(methods).path)  # in the processes of the workers too
     load = data_loader(download)
     cells = {}
     for given in expand_blocks(blocks, exclude):

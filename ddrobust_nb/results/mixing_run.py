@@ -35,7 +35,8 @@ from ddrobust_nb.results.stages import (
     write_model,
 )
 from .keys import VERSIONS, attack_config_fields, recipe_fields
-from .plan import Cell, out_folder, plan_cell
+from .methods import load_methods
+from .plan import Cell, method_codes, out_folder, plan_cell
 from .sources import GivenSet, WholeTraining, set_digest
 from .rows import results_frame, write_results
 from .store import cached, stage_key, write_json
@@ -62,6 +63,7 @@ MIXING_PARAMETERS = dict(
     n_test=None,
     seed=0,
     device="auto",
+    methods="",
     store="",
     out="",
 )
@@ -153,6 +155,8 @@ def plan_mixing(
             raise InputError(
                 f"{name} must be text, got {value!r}; where papermill made it a number, use -r {name} {value}"
             )
+    if p["methods"]:
+        load_methods(p["methods"])
     usual = QUICK_MIXING if check_choice("protocol", p["protocol"], PROTOCOLS) == "quick" else FULL_MIXING
     p = {n: usual[n] if n in usual and v in (None, "", "auto") else v for n, v in p.items()}
     check_int("n_models", p["n_models"], 1, 100, "the seeds of networks are 100 x seed + i")
@@ -169,6 +173,7 @@ def plan_mixing(
             "n_test",
             "seed",
             "device",
+            "methods",
             "store",
         )
     } | dict(attacks=configs)
@@ -251,7 +256,7 @@ def mixing_config(run: MixingRun) -> dict:
         n_test=c.n_test,
         n_models=c.n_models,
         seed=c.seed,
-    )
+    ) | method_codes(c)
 
 # %% ../../nbs/results/80_mixing_run.ipynb #c021
 def mixing_summary(run: MixingRun) -> str:

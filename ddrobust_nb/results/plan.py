@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARAMETERS', 'TEXT', 'NEUTRAL', 'check_types', 'injected_names', 'given_parameters', 'without_neutral',
            'complete_options', 'check_network', 'check_n_test', 'check_classes', 'Cell', 'identify', 'complete_cell',
-           'cell_config', 'out_folder', 'plan_cell', 'summary']
+           'method_codes', 'cell_config', 'out_folder', 'plan_cell', 'summary']
 
 # %% ../../nbs/results/50_plan.ipynb #c002
 import ast
@@ -355,6 +355,15 @@ def _n_models(asked, source, protocol, network, data):
         )
     return 1
 
+# %% ../../nbs/results/50_plan.ipynb #c970
+def method_codes(cell: Cell) -> dict:  # Empty, or with one entry
+    "What the key of a cell says of methods that come from a file of yours"
+    found = {} if cell.source.given else {cell.method: code_of("distiller", cell.method)}
+    for config in cell.configs:
+        found[config.attack] = code_of("attack", config.attack)
+    digests = {name: code["code"] for name, code in found.items() if code}
+    return dict(methods=digests) if digests else {}
+
 # %% ../../nbs/results/50_plan.ipynb #c046
 def cell_config(cell: Cell) -> dict:
     "What makes a cell different from others, as JSON"
@@ -372,7 +381,7 @@ def cell_config(cell: Cell) -> dict:
         n_models=cell.n_models,
         seed=cell.seed,
     )
-    return config | cell.source.fingerprints() | _revisions(cell) | _code(cell)
+    return config | cell.source.fingerprints() | _revisions(cell) | method_codes(cell)
 
 
 def _revisions(cell):
@@ -382,14 +391,6 @@ def _revisions(cell):
         found["set"] = distiller[cell.method].revision(cell.data, cell.distill_network, cell.options)
     found = {name: revision for name, revision in found.items() if revision is not None}
     return dict(revisions=found) if found else {}
-
-
-def _code(cell):
-    "The code of the methods of a cell that come from a file of yours"
-    found = {} if cell.source.given else {cell.method: code_of("distiller", cell.method)}
-    found |= {config.attack: code_of("attack", config.attack) for config in cell.configs}
-    digests = {name: code["code"] for name, code in found.items() if code}
-    return dict(methods=digests) if digests else {}
 
 
 @functools.cache

@@ -10,15 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from ddrobust_nb.attacks import (
-    apgd as apgd_module,
-    autoattack as aa,
-    cw as cw_module,
-    fab as fab_module,
-    square as square_module,
-    fgsm as fgsm_module,
-    pgd as pgd_module,
-)  # noqa: F401 (they fill the registry)
+from ddrobust_nb.attacks.autoattack import autoattack_flags
+from ddrobust_nb.attacks.fgsm import fgsm, pixel_gradient
 from ddrobust_nb.attacks.checks import model_checks
 from ddrobust_nb.attacks.cw import margin_loss
 from ddrobust_nb.attacks.robustness import evaluate, run_group
@@ -138,14 +131,17 @@ def test_golden_network(fixture):
         z = net(x)
     torch.testing.assert_close(z, g["logits"], rtol=0, atol=1e-4)
     assert torch.equal(z.argmax(1) == y, g["clean_correct"].bool())
-    gradient = fgsm_module.pixel_gradient(net, x[:16], y[:16])
+    gradient = pixel_gradient(net, x[:16], y[:16])
     assert (gradient - g["grad16"]).norm() / g["grad16"].norm() < 1e-4
 
 
 @pytest.mark.parametrize("eps", (2, 4, 8))
 def test_golden_fgsm_pgd_cw(fixture, eps):
     net, x, y, g = fixture
-    grey = lambda images: (images * 255).round().to(torch.uint8)
+
+    def grey(images):
+        return (images * 255).round().to(torch.uint8)
+
     out = attack_images(net, x, y, AttackConfig("fgsm", f"{eps}/255"), attack_misclassified=True)
     assert (grey(out.images) == g[f"fgsm.eps{eps}"]).float().mean() >= 0.999
     assert torch.equal(out.flags, g[f"fgsm.eps{eps}.robust"].bool())
@@ -170,7 +166,7 @@ def golden_parts(fixture, preset, key, eps, tolerance, parts=PARTS):
         for part in parts
     }
     if len(parts) == 4:
-        flags["standard"] = aa.autoattack_flags(flags)
+        flags["standard"] = autoattack_flags(flags)
     for part, mine in flags.items():
         assert (mine != g[f"{key}.{part}.eps{eps}"].bool()).sum() <= tolerance, (part, eps)
 
@@ -238,12 +234,12 @@ def test_margin_survives_saturation():
     with torch.no_grad():
         y = net(x).argmax(1)
     loud = nn.Sequential(net, Scale(1e4)).eval()
-    config = lambda name: AttackConfig(name, "8/255")
-    assert (
-        attack_images(loud, x, y, config("cw")).flags.float().mean()
-        < attack_images(loud, x, y, config("pgd")).flags.float().mean() - 0.3
-    )
-    still = (fgsm_module.fgsm(loud, x, y, eps="8/255") == x).flatten(1).all(1)
+    left = {
+        name: attack_images(loud, x, y, AttackConfig(name, "8/255")).flags.float().mean()
+        for name in ("pgd", "cw")
+    }
+    assert left["cw"] < left["pgd"] - 0.3
+    still = (fgsm(loud, x, y, eps="8/255") == x).flatten(1).all(1)
     assert still.float().mean() > 0.3, (
         "cross-entropy has no gradient left on many images, and they show it by not moving"
     )
@@ -264,7 +260,7 @@ def test_same_as_torchattacks():
     needs_torchattacks()
     net, x, y = world()
     assert torch.equal(
-        fgsm_module.fgsm(net, x, y, eps="8/255"),
+        fgsm(net, x, y, eps="8/255"),
         attack_images(net, x, y, AttackConfig("ta:FGSM", "8/255")).images,
     )
 
@@ -638,17 +634,19 @@ def test_noise_belongs_to_the_image():
 def test_autoattack_is_the_conjunction():
     net, x, y = world(n=40)
     flags = {part: attack_images(net, x, y, quick(part, "4/255")).flags for part in PARTS}
-    assert torch.equal(
-        attack_images(net, x, y, quick("autoattack", "4/255")).flags, aa.autoattack_flags(flags)
-    )
+    assert torch.equal(attack_images(net, x, y, quick("autoattack", "4/255")).flags, autoattack_flags(flags))
     with pytest.raises(InputError, match="square missing"):
-        aa.autoattack_flags({k: v for k, v in flags.items() if k != "square"})
+        autoattack_flags({k: v for k, v in flags.items() if k != "square"})
 
 
 def test_work_is_counted():
     "Ten images, eight of them right: each is asked once before, and once for the verdict"
     net, x, y = world(n=10)
-    work = lambda config, **kw: ((out := attack_images(net, x, y, config, **kw)).gradients, out.forwards)
+
+    def work(config, **options):
+        out = attack_images(net, x, y, config, **options)
+        return out.gradients, out.forwards
+
     assert work(AttackConfig("fgsm")) == (8, 10 + 16)
     assert work(AttackConfig("pgd", steps=5)) == (5 * 8, 10 + 6 * 8)
     assert work(AttackConfig("cw", steps=7)) == (7 * 8, 10 + 8 * 8)
@@ -881,12 +879,15 @@ def test_rounding_errors_are_forgiven():
 @pytest.mark.parametrize("name", OURS)
 def test_a_broken_attack_is_found_out(name, monkeypatch):
     net, x, y = world(n=6)
-    for broken in (lambda x: x + 0.2, lambda x: x * torch.nan, lambda x: x[:3], lambda x: x.double()):
-        monkeypatch.setattr(
-            attack[name],
-            "bare",
-            lambda model, x, y, configs: iter([broken(x)]) if attack[name].shares else broken(x),
-        )
+
+    def broken_by(change):
+        def bare(model, x, y, configs):
+            return iter([change(x)]) if attack[name].shares else change(x)
+
+        return bare
+
+    for change in (lambda x: x + 0.2, lambda x: x * torch.nan, lambda x: x[:3], lambda x: x.double()):
+        monkeypatch.setattr(attack[name], "bare", broken_by(change))
         with pytest.raises(RuntimeError, match="the attack is broken"):
             attack_images(net, x, y, AttackConfig(name))
 

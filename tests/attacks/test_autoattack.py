@@ -234,7 +234,10 @@ def test_square_is_that_of_the_authors(rescale, channels, size):
 def test_what_square_does_not_ask_is_known(monkeypatch):
     "A square that changes nothing counts as a query and is not asked; asking everything gives the same to the bit"
     net, x, y = world(dtype=torch.float, channels=3, size=(12, 12))
-    lucky = lambda ids: own_luck(0, ids.tolist(), 400, 3)
+
+    def lucky(ids):
+        return own_luck(0, ids.tolist(), 400, 3)
+
     stripes, asked = (
         torch.rand(len(x), 3, 1, 12, generator=generator(0, "stripes")) > 0.5,
         CountedModel(net, y),
@@ -262,7 +265,10 @@ def test_squares_asked_about_at_once_change_nothing(device, monkeypatch):
             square_module, "should_check", lambda i, device: should_check(i, torch.device("cuda"))
         )
     net, x, y = world(n=40)
-    lucky = lambda ids: own_luck(0, ids.tolist(), 300, 3)
+
+    def lucky(ids):
+        return own_luck(0, ids.tolist(), 300, 3)
+
     stripes = torch.rand(len(x), 3, 1, x.shape[3], generator=generator(0, "stripes")) > 0.5
     asked = {ahead: CountedModel(net, y) for ahead in (1, 3, 50, 1000, None)}
     runs = {
@@ -280,12 +286,17 @@ def test_classes_tried_at_once_change_nothing(name, monkeypatch):
     "Few images try several classes at the same time: the same images as one class after another"
     net, x, y = world(n=40)
     found, sizes = [], []
+
+    def at_most(most):
+        def tasks_at_once(n, many, device):
+            sizes.append(min(many, most))
+            return sizes[-1]
+
+        return tasks_at_once
+
+    module = apgd_module if name == "apgd-t" else fab_module
     for most in (1, 3, 100):
-        monkeypatch.setattr(
-            apgd_module if name == "apgd-t" else fab_module,
-            "tasks_at_once",
-            lambda n, many, device: sizes.append(min(many, most)) or sizes[-1],
-        )
+        monkeypatch.setattr(module, "tasks_at_once", at_most(most))
         found.append(
             attack_group(net, x, y, [AttackConfig(name, f"{k}/255", preset="aa-quick") for k in (1, 3)])
         )
@@ -473,7 +484,7 @@ def test_asking_seldom_changes_nothing(name, monkeypatch):
         monkeypatch.setattr(
             module, "tasks_at_once", lambda *_: 1
         )  # else the work would differ by what is tried in vain
-    monkeypatch.setattr(square_module, "_worthwhile", lambda s: len(s["id"]))
+    monkeypatch.setattr(square_module, "_worthwhile", lambda state: len(state.id))
     always = attack_images(net, x, y, t)
     cuda = torch.device("cuda")
     for module in (apgd_module, fab_module, square_module):
@@ -656,9 +667,12 @@ def test_killed_and_resumed(cell, text, monkeypatch):
     monkeypatch.setattr(running, "chunk_size", lambda *a: 16)
     monkeypatch.setenv("DDROBUST_AUTOSAVE", "0")
     [group] = group_configs(parse_attacks(text, "aa-quick"))
-    run = lambda **kw: run_group(
-        net, data.test_images, data.test_labels, torch.arange(60), group, device="cpu", **kw
-    )
+
+    def run(**options):
+        return run_group(
+            net, data.test_images, data.test_labels, torch.arange(60), group, device="cpu", **options
+        )
+
     whole, states = run(), []
 
     def stop(state):

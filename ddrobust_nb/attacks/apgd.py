@@ -135,7 +135,7 @@ def apgd(
         if i == steps:
             z = _logits(model, state.adv)
         else:
-            z, value, gradient = loss_gradient(model, state.adv, lambda z: loss(z, state.id))
+            z, value, gradient = loss_gradient(model, state.adv, _loss_of(loss, state.id))
         hit = (z.argmax(1) != state.y) & ~broken[state.id]
         out[state.id] = torch.where(hit[:, None, None, None], state.adv, out[state.id])
         broken[state.id] = broken[state.id] | hit
@@ -181,6 +181,11 @@ def _begin(state, value, gradient):
     state.previous = 0 * value
     state.rises = 0 * value
     state.halved = torch.ones_like(value, dtype=torch.bool)
+
+
+def _loss_of(loss, ids):
+    "The loss of some images as a function of their logits"
+    return lambda z: loss(z, ids)
 
 
 def _move(state, share):

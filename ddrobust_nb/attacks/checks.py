@@ -77,25 +77,25 @@ class Check:
 
 # %% ../../nbs/attacks/95_checks.ipynb #c009
 EXPLAINED = {
-    "range": "Images and attacked images must lie in [0,1] and within eps of each other; else the attack works in the wrong space: give it pixels, and let the model normalise.",
-    "eps0": "An attack with eps 0 must leave the clean predictions; else clean and robust accuracy are not of the same model and images: look for a second normalisation or a clipping.",
-    "noise": "Random noise of at most 8 grey levels must cost next to nothing; else inputs are clipped or scaled on the way, or the model is broken: look at the images it gets.",
-    "gradient": "No image may have a margin whose gradient is exactly zero; else something in the model (rounding, thresholds) masks gradients, and attacks that need them only seem to fail: trust Square, or attack the model without that layer.",
-    "saturation": "No image may have a cross-entropy whose gradient is exactly zero; else the logits are so large that it underflows, and FGSM and PGD do not move: trust CW and AutoAttack, or divide the logits.",
-    "random": "The model must answer the same five times; else dropout or noise was left on and one attack gradient says little: switch it off, or average gradients over many passes.",
-    "dynamic": "The model must not take gradients while it answers; else it changes itself under attack and ordinary attacks do not apply: attack the whole procedure.",
-    "logits": "The outputs must be logits and not probabilities; else a softmax in the model makes gradients vanish: remove it.",
-    "unbounded": "PGD with eps 0.5 and 50 steps must break every image; else the attack does not work on this model at all, and you cannot believe any robust accuracy of it.",
-    "missing": "Every setting must have one flag for each of the same images, once; else you cannot compare the accuracies: run the missing ones.",
-    "clean": "No attack may leave more images right than there were before it; else rows are mixed up or a digit is wrong.",
-    "monotone": "A larger eps must not leave more images right; else rows are mixed up, a digit is wrong, or the step size does not suit the eps.",
-    "steps": "More steps must not leave more images right; else rows are mixed up, a digit is wrong, or the step size is too large.",
-    "union": "AutoAttack must not leave an image right that one of its parts breaks; else it was put together from different runs: unite the flags of one run.",
-    "strength": "FGSM must not be weaker than noise, PGD not weaker than FGSM, AutoAttack not weaker than any of FGSM, PGD and CW; else the attack does not work (do its steps reach as far as eps?), or its row belongs to another eps.",
-    "blackbox": "Square, which sees no gradients, must not beat all attacks that see them; else gradients are masked: trust the lowest number, and look at `gradient` and `saturation`.",
-    "twice": "In a table: one setting must not have two values; else one of them belongs to another setting.",
-    "copied": "In a table: two of APGD-T, FAB-T and Square must not print the same number while AutoAttack is clearly lower; else one was probably copied into the other's cell.",
-    "grain": "In a table: an accuracy must be a whole number of images; else a digit is wrong.",
+    CheckCode.RANGE: "Images and attacked images must lie in [0,1] and within eps of each other; else the attack works in the wrong space: give it pixels, and let the model normalise.",
+    CheckCode.EPS0: "An attack with eps 0 must leave the clean predictions; else clean and robust accuracy are not of the same model and images: look for a second normalisation or a clipping.",
+    CheckCode.NOISE: "Random noise of at most 8 grey levels must cost next to nothing; else inputs are clipped or scaled on the way, or the model is broken: look at the images it gets.",
+    CheckCode.GRADIENT: "No image may have a margin whose gradient is exactly zero; else something in the model (rounding, thresholds) masks gradients, and attacks that need them only seem to fail: trust Square, or attack the model without that layer.",
+    CheckCode.SATURATION: "No image may have a cross-entropy whose gradient is exactly zero; else the logits are so large that it underflows, and FGSM and PGD do not move: trust CW and AutoAttack, or divide the logits.",
+    CheckCode.RANDOM: "The model must answer the same five times; else dropout or noise was left on and one attack gradient says little: switch it off, or average gradients over many passes.",
+    CheckCode.DYNAMIC: "The model must not take gradients while it answers; else it changes itself under attack and ordinary attacks do not apply: attack the whole procedure.",
+    CheckCode.LOGITS: "The outputs must be logits and not probabilities; else a softmax in the model makes gradients vanish: remove it.",
+    CheckCode.UNBOUNDED: "PGD with eps 0.5 and 50 steps must break every image; else the attack does not work on this model at all, and you cannot believe any robust accuracy of it.",
+    CheckCode.MISSING: "Every setting must have one flag for each of the same images, once; else you cannot compare the accuracies: run the missing ones.",
+    CheckCode.CLEAN: "No attack may leave more images right than there were before it; else rows are mixed up or a digit is wrong.",
+    CheckCode.MONOTONE: "A larger eps must not leave more images right; else rows are mixed up, a digit is wrong, or the step size does not suit the eps.",
+    CheckCode.STEPS: "More steps must not leave more images right; else rows are mixed up, a digit is wrong, or the step size is too large.",
+    CheckCode.UNION: "AutoAttack must not leave an image right that one of its parts breaks; else it was put together from different runs: unite the flags of one run.",
+    CheckCode.STRENGTH: "FGSM must not be weaker than noise, PGD not weaker than FGSM, AutoAttack not weaker than any of FGSM, PGD and CW; else the attack does not work (do its steps reach as far as eps?), or its row belongs to another eps.",
+    CheckCode.BLACKBOX: "Square, which sees no gradients, must not beat all attacks that see them; else gradients are masked: trust the lowest number, and look at `gradient` and `saturation`.",
+    CheckCode.TWICE: "In a table: one setting must not have two values; else one of them belongs to another setting.",
+    CheckCode.COPIED: "In a table: two of APGD-T, FAB-T and Square must not print the same number while AutoAttack is clearly lower; else one was probably copied into the other's cell.",
+    CheckCode.GRAIN: "In a table: an accuracy must be a whole number of images; else a digit is wrong.",
 }
 
 # %% ../../nbs/attacks/95_checks.ipynb #c013
@@ -108,12 +108,14 @@ def range_check(
     low = x.min().item()
     high = x.max().item()
     if low < -1e-6 or high > 1 + 1e-6:
-        return Check("range", False, f"images reach from {low:.2f} to {high:.2f}, pixels are in [0,1]")
+        return Check(
+            CheckCode.RANGE, False, f"images reach from {low:.2f} to {high:.2f}, pixels are in [0,1]"
+        )
     try:
         check_adversarial(x, attacked, config)
     except RuntimeError as error:
-        return Check("range", False, str(error))
-    return Check("range", True, f"{len(x)} images stay in [0,1] and within {config.eps}")
+        return Check(CheckCode.RANGE, False, str(error))
+    return Check(CheckCode.RANGE, True, f"{len(x)} images stay in [0,1] and within {config.eps}")
 
 # %% ../../nbs/attacks/95_checks.ipynb #c017
 def path_checks(
@@ -141,9 +143,9 @@ def path_checks(
     may_be_lost = 0.05 * len(y) + 3 * max(lost, 1) ** 0.5
     return [
         range_check(x, noisy.images, noise),
-        Check("eps0", changed <= len(y) // 500, f"eps 0 changes {changed} of {len(y)} predictions"),
+        Check(CheckCode.EPS0, changed <= len(y) // 500, f"eps 0 changes {changed} of {len(y)} predictions"),
         Check(
-            "noise",
+            CheckCode.NOISE,
             lost <= may_be_lost,
             f"random noise of {noise.eps} breaks {lost} of {int(clean.sum())} right images",
         ),
@@ -166,8 +168,10 @@ def gradient_checks(
     saturated = int((no_entropy & ~no_margin & right).sum())
     of = f"of {int(right.sum())} right images have"
     return [
-        Check("gradient", not masked, f"{masked} {of} a margin without gradient"),
-        Check("saturation", not saturated, f"{saturated} {of} a cross-entropy whose gradient underflows"),
+        Check(CheckCode.GRADIENT, not masked, f"{masked} {of} a margin without gradient"),
+        Check(
+            CheckCode.SATURATION, not saturated, f"{saturated} {of} a cross-entropy whose gradient underflows"
+        ),
     ]
 
 
@@ -217,9 +221,9 @@ def answer_checks(
     if probabilities:
         text += ", with the sum 1: probabilities"
     return [
-        Check("random", spread <= 1e-4, f"five passes differ by {spread:.1e} of the logits' size"),
-        Check("dynamic", not taken, f"the model takes {len(taken)} gradients in five passes"),
-        Check("logits", not probabilities, text),
+        Check(CheckCode.RANDOM, spread <= 1e-4, f"five passes differ by {spread:.1e} of the logits' size"),
+        Check(CheckCode.DYNAMIC, not taken, f"the model takes {len(taken)} gradients in five passes"),
+        Check(CheckCode.LOGITS, not probabilities, text),
     ]
 
 # %% ../../nbs/attacks/95_checks.ipynb #c037
@@ -245,7 +249,7 @@ def unbounded_check(
         outcome = attack_images(model, x[left], y[left], config, seed=seed, index=index[left], device=device)
         left = left[outcome.flags]
     text = f"PGD of eps 0.5 leaves {len(left)} of {len(tried)} images right"
-    return Check("unbounded", not len(left), text)
+    return Check(CheckCode.UNBOUNDED, not len(left), text)
 
 # %% ../../nbs/attacks/95_checks.ipynb #c040
 def model_checks(
@@ -351,20 +355,30 @@ def comparisons(
         rule = not_weaker(s.config, t.config)
         if rule:
             code, margin = rule
-            yield _paired(code, margin, str(s.config), s.flags, str(t.config), t.flags)
+            yield Paired(
+                code=code,
+                margin=margin,
+                a_name=str(s.config),
+                a=s.flags,
+                b_name=str(t.config),
+                b=t.flags,
+            )
     for s in evaluations:
         if clean is not None:
-            yield _paired("clean", 0.1, str(s.config), s.flags, "no attack", clean)
+            yield Paired(
+                code="clean", margin=0.1, a_name=str(s.config), a=s.flags, b_name="no attack", b=clean
+            )
         beside = [e for e in evaluations if e.config.eps_255 == s.config.eps_255]
         white = [e.flags for e in beside if _is_white_box(e.config.attack)]
         if white and _is_black_box(s.config.attack):
-            together = torch.stack(white).all(0)
-            name = f"all with gradients at {s.config.eps}"
-            yield _paired("blackbox", BLACKBOX, name, together, str(s.config), s.flags)
-
-
-def _paired(code, margin, a_name, a, b_name, b):
-    return Paired(code=code, margin=margin, a_name=a_name, a=a, b_name=b_name, b=b)
+            yield Paired(
+                code="blackbox",
+                margin=BLACKBOX,
+                a_name=f"all with gradients at {s.config.eps}",
+                a=torch.stack(white).all(0),
+                b_name=str(s.config),
+                b=s.flags,
+            )
 
 # %% ../../nbs/attacks/95_checks.ipynb #c054
 def gaps(
@@ -407,7 +421,7 @@ def attack_checks(
             left_b = f"{pair.b.double().mean():.2%}"
             found[pair.code].append(f"{pair.a_name} leaves {left_a} right, {pair.b_name} {left_b}")
     nothing_missing = f"{len(sound)} settings on the same {len(whole)} images"
-    checks = [Check("missing", not faults, "; ".join(faults) or nothing_missing)]
+    checks = [Check(CheckCode.MISSING, not faults, "; ".join(faults) or nothing_missing)]
     for code, bad in found.items():
         if number[code]:
             checks.append(Check(code, not bad, "; ".join(bad) or f"{number[code]} comparisons hold"))

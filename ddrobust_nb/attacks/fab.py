@@ -7,6 +7,7 @@ __all__ = ['water_level', 'to_plane', 'FabState', 'fab', 'fab_t']
 
 # %% ../../nbs/attacks/50_fab.ipynb #c002
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -86,7 +87,7 @@ def fab(
     dist = torch.full_like(x[:, 0, 0, 0], torch.inf)
     state = FabState(id=torch.arange(len(x), device=x.device), y=y, target=target, x=x, at=x)
     for i in range(steps):
-        _, gap, gradient = loss_gradient(model, state.at, lambda z: _gap(z, state))
+        _, gap, gradient = loss_gradient(model, state.at, partial(_gap, state=state))
         state.at = _behind_border(state.x, state.at, gap, gradient)
         with torch.no_grad():
             wrong = model(state.at).argmax(1) != state.y

@@ -195,48 +195,6 @@ def _first_relabelled(protocol, dataset, ipc):
         recipe |= dict(optimiser="adamw", lr=1e-3, weight_decay=0.01, epochs=epochs, batch=20)
     return recipe
 
-# %% ../../nbs/results/22_reading.ipynb #c031
-@dataclass(frozen=True)
-class CellFiles:
-    "What the other files in the folder of some rows say"
-
-    cell: dict  # `cell.json`
-    cards: dict  # (method, seed of the set) -> its card
-    labels: dict  # (method, seed of the set) -> what it is trained on
-    given: tuple  # (method, seed) of sets that were given to the cell, not made by it
-    models: dict  # (method, seed of the model) -> key
-    index: str  # Digest of the attacked images
-    digest: str  # Of the file with the rows: the name of a given model that nothing else names
-
-
-def read_cell_files(
-    folder,  # That holds `results.json`
-) -> CellFiles:
-    "Read what the other files of a folder say about its rows"
-    folder = Path(folder)
-    cards = {}
-    labels = {}
-    given = []
-    for file in [*folder.glob("set-*/set.json"), *folder.glob("seed*/set.json")]:
-        card = _read_json(file)
-        name = _method_and_seed(card)
-        if name is None:
-            continue
-        cards[name] = card
-        labels[name] = _kind_of_labels(file.with_name("set.safetensors"), card)
-        if file.parent.name.startswith("seed"):
-            given.append(name)
-    rows = folder / "results.json"
-    return CellFiles(
-        cell=_read_json(folder / "cell.json"),
-        cards=cards,
-        labels=labels,
-        given=tuple(given),
-        models=_model_keys(folder),
-        index=_index_in(folder / "flags.safetensors"),
-        digest=sha256_of(rows)[:16] if rows.is_file() else "",
-    )
-
 # %% ../../nbs/results/22_reading.ipynb #c033
 def _read_json(path):
     "The object in a JSON file; empty where there is no file that can be read"
@@ -265,7 +223,7 @@ def _kind_of_labels(file, card):
         return ""
     return "soft" if len(shape) == 2 else "hard"
 
-
+# %% ../../nbs/results/22_reading.ipynb #c077
 def _model_keys(folder):
     "(method, seed) -> key of every model whose card is in the folder"
     keys = {}
@@ -297,6 +255,48 @@ def _readable(form, value):
         return None
     return found
 
+# %% ../../nbs/results/22_reading.ipynb #c031
+@dataclass(frozen=True)
+class CellFiles:
+    "What the other files in the folder of some rows say"
+
+    cell: dict  # `cell.json`
+    cards: dict  # (method, seed of the set) -> its card
+    labels: dict  # (method, seed of the set) -> what it is trained on
+    given: tuple  # (method, seed) of sets that were given to the cell, not made by it
+    models: dict  # (method, seed of the model) -> key
+    index: str  # Digest of the attacked images
+    digest: str  # Of the file with the rows: the name of a given model that nothing else names
+
+# %% ../../nbs/results/22_reading.ipynb #c076
+def read_cell_files(
+    folder,  # That holds `results.json`
+) -> CellFiles:
+    "Read what the other files of a folder say about its rows"
+    folder = Path(folder)
+    cards = {}
+    labels = {}
+    given = []
+    for file in [*folder.glob("set-*/set.json"), *folder.glob("seed*/set.json")]:
+        card = _read_json(file)
+        name = _method_and_seed(card)
+        if name is None:
+            continue
+        cards[name] = card
+        labels[name] = _kind_of_labels(file.with_name("set.safetensors"), card)
+        if file.parent.name.startswith("seed"):
+            given.append(name)
+    rows = folder / "results.json"
+    return CellFiles(
+        cell=_read_json(folder / "cell.json"),
+        cards=cards,
+        labels=labels,
+        given=tuple(given),
+        models=_model_keys(folder),
+        index=_index_in(folder / "flags.safetensors"),
+        digest=sha256_of(rows)[:16] if rows.is_file() else "",
+    )
+
 # %% ../../nbs/results/22_reading.ipynb #c036
 FIRST_BASELINES = ("random",)  # Run beside another method in a cell, trained as that method
 FIRST_WITHOUT_NETWORK = ("random", "kmeans", "whole")  # Choose images without one; old rows name one anyway
@@ -326,7 +326,7 @@ def _first_origin(row, files):
         return "given set" if own else "distilled"
     return "distilled" if name in files.cards else ""
 
-
+# %% ../../nbs/results/22_reading.ipynb #c078
 def _first_options(row, files, origin):
     "The options of the set of an old row; None where they are unknown"
     card = files.cards.get((row["method"], row["set_seed"]))

@@ -26,7 +26,10 @@ from ddrobust_nb.foundations.core import InputError, generator
 def world(models, images, seed, between=0.1, shared=1.0, own=0.5, skill=0.0):
     "Flags [models, images]: right where skill + model + image + noise > 0"
     g = generator(seed, "test world")
-    draw = lambda *shape: torch.randn(*shape, generator=g)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=g)
+
     return skill + between * draw(models, 1) + shared * draw(1, images) + own * draw(models, images) > 0
 
 
@@ -172,7 +175,10 @@ def test_redraw_has_the_moments_of_a_multinomial(counts):
 
 def test_bootstrap_has_the_spread_of_the_loop_it_replaces():
     flags, g = world(5, 120, 0, between=0.4), generator(0, "loop")
-    pick = lambda size: torch.randint(size, (size,), generator=g)
+
+    def pick(size):
+        return torch.randint(size, (size,), generator=g)
+
     loop = torch.stack([flags[pick(5)][:, pick(120)].double().mean() for _ in range(4000)])
     (fast,) = redrawn_means([flags], 4000)
     assert fast.std() == pytest.approx(loop.std().item(), rel=0.05)

@@ -82,21 +82,23 @@ def file_of(module):
     return ROOT / (module.replace(".", "/") + ".py")
 
 
-def modules_named(node):
-    "The modules that an import statement may read"
+def modules_named(node, module):
+    "The modules that an import statement in a module may read"
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
-    if isinstance(node, ast.ImportFrom) and node.module:
-        inside = [f"{node.module}.{alias.name}" for alias in node.names]
-        return [node.module, *inside]
-    return []
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    package = module.split(".")[: -node.level] if node.level else []
+    source = ".".join([*package, *(node.module or "").split(".")]).rstrip(".")
+    inside = [f"{source}.{alias.name}" for alias in node.names]
+    return [source, *inside]
 
 
 def imports(module, known):
     "What a module imports of the known ones"
     found = []
     for node in ast.walk(ast.parse(file_of(module).read_text(encoding="utf-8"))):
-        for name in modules_named(node):
+        for name in modules_named(node, module):
             if name in known:
                 found.append(Import(by=module, of=name, line=node.lineno))
     return found

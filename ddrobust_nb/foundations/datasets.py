@@ -332,7 +332,9 @@ def _class_words(file, wnids):
 
 
 def _list_annotated(folder, annotations, wnids):
-    names, stamps, labels = [], [], []
+    names = []
+    stamps = []
+    labels = []
     try:
         for line in filter(None, annotations.read_text().splitlines()):
             image, wnid = line.split("\t")[:2]

@@ -379,7 +379,7 @@ def test_experts_that_do_not_fit_are_refused_before_any_work(name, data, parts, 
 def test_a_file_is_read_by_slice(data, parts, tmp_path):
     (tmp_path / "e").mkdir()
     paths = Trajectories(write(parts, tmp_path / "e"), make_network(NETWORK, data.spec), data, 2)
-    assert not any(torch.is_tensor(p) for p in paths.paths)
+    assert not any(torch.is_tensor(p.snapshots) for p in paths.paths)
     both = paths, Trajectories(parts, make_network(NETWORK, data.spec), data, 2)
     assert all(p.snapshot(1, 1).storage_offset() == 0 for p in both), (
         "a piece of a larger tensor, which compiled code refuses"

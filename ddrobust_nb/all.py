@@ -16,6 +16,7 @@ __all__ = ['table', 'show', 'InputError', 'generator', 'pick_device', 'seeded', 
 import sys
 from functools import singledispatch
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
@@ -142,4 +143,6 @@ def _(thing: torch.Tensor):
 
 @show.register
 def _(thing: DistilledSet):
-    return show_set(thing)
+    figure = show_set(thing)
+    plt.close(figure)  # else a notebook would draw it twice
+    return figure

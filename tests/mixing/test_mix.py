@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from ddrobust_nb.mixing import mix as mixing
 from ddrobust_nb.foundations.augment import crop, augment_dsa, draw_shifts
 from ddrobust_nb.foundations.core import InputError, generator
-from ddrobust_nb.foundations.data import as_pixels, test_subset as subset_of
+from ddrobust_nb.foundations.data import as_pixels
 from ddrobust_nb.foundations.datasets import dataset
 from ddrobust_nb.distillers.baselines import random
 from ddrobust_nb.training.distilled import save_set

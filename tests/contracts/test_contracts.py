@@ -42,7 +42,7 @@ NO_NETWORK = {  # What the parameter is instead
     "attacks.metrics.Comparison": "a number of models",
     "training.distilled.DistilledSet": "what the card says of a teacher",
     "distillers.dc.check_separate": "a name",
-    "distillers.mtt.match": "a name",
+    "distillers.mtt.match_trajectories": "a name",
     "distillers.sre2l.sre2l": "a list with a dict of weights",
     "distillers.sre2l.sre2l_hard": "as sre2l",
     "distillers.sre2l.random_teacher": "as sre2l",
@@ -240,7 +240,7 @@ def matching_step(net):
     gradient, match, params = (
         dc.gradient_of(net.body),
         dc.matcher(net, "ours", 2, 10),
-        dc.matched(net.body, "ours"),
+        dc.matched_weights(net.body, "ours"),
     )
     return dc.matching_step(DATA, net, gradient, match, params, classwise(net)[1], 0, batch_real=3)
 
@@ -284,13 +284,13 @@ DOES_NOT_ASK = {  # Looks at the network, or copies it: any mode will do
     "attacks.running.place_model": lambda net: running.place_model(net, "cpu"),
     "attacks.autoattack.ThreeChannels": lambda net: autoattack.ThreeChannels(net),
     "fast.convolution.with_winograd": lambda net: convolution.with_winograd(net),
-    "distillers.dc.matched": lambda net: dc.matched(net.body, "ours"),
+    "distillers.dc.matched_weights": lambda net: dc.matched_weights(net.body, "ours"),
     "distillers.dc.gradient_of": lambda net: dc.gradient_of(net.body),
     "distillers.dc.match_of": lambda net: dc.match_of(net.body, "ours"),
     "distillers.dc.matcher": lambda net: dc.matcher(net, "ours", 1, 10),
     "distillers.mtt.flat": lambda net: mtt.flat(net),
     "distillers.mtt.unflat": lambda net: mtt.unflat(net, mtt.flat(net)),
-    "distillers.mtt.Trajectories": lambda net: mtt.Trajectories([path_of(net)], net, DATA, 1),
+    "distillers.mtt.Trajectories": lambda net: mtt.Trajectories([path_of(net)], net, DATA, epochs=1),
     "distillers.mtt.Student": lambda net: mtt.Student(net),
     "distillers.sre2l.batch_norms": lambda net: sre2l.batch_norms(net),
     "distillers.sre2l.bn_inputs": lambda net: entered(sre2l.bn_inputs(net)),

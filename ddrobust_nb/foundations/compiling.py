@@ -27,8 +27,9 @@ def forward_flops(
 ) -> int:
     "Floating point operations of one image's way through a network"
     net = make_network(name, spec, device="meta").eval()
+    image = torch.zeros(1, spec.channels, spec.size, spec.size, device="meta")
     with FlopCounterMode(display=False) as count:
-        net.body(torch.zeros(1, spec.channels, spec.size, spec.size, device="meta"))
+        net.body(image)
     return count.get_total_flops()
 
 # %% ../../nbs/foundations/42_compiling.ipynb #c078
@@ -36,27 +37,30 @@ SPEED = {"cpu": 5e10, "cuda": 5e12}  # Floating point operations per second, rou
 
 
 def worth_compiling(
-    net: Network,
+    net: Network,  # The network that works
     passes: int,  # Images that go forward through it; a backward pass counts as two more
 ) -> bool:
     "Whether the work amounts to more than a minute; `DDROBUST_COMPILE` = never or always overrules"
-    rule, device = os.environ.get("DDROBUST_COMPILE", "auto"), next(net.parameters()).device.type
+    rule = os.environ.get("DDROBUST_COMPILE", "auto")
     check_choice("DDROBUST_COMPILE", rule, ("auto", "never", "always"))
     if rule != "auto":
         return rule == "always"
-    return device in SPEED and forward_flops(net.name, net.spec) * passes > 60 * SPEED[device]
+    device = next(net.parameters()).device.type
+    if device not in SPEED:
+        return False
+    return forward_flops(net.name, net.spec) * passes > 60 * SPEED[device]
 
 # %% ../../nbs/foundations/42_compiling.ipynb #c080
 class NotCompiled(UserWarning):
     "Nothing can be compiled here: everything runs, more slowly"
 
-
-def cpp_compiler():  # None where there is none
+# %% ../../nbs/foundations/42_compiling.ipynb #c080c
+def cpp_compiler() -> str:  # None where there is none
     "Name of the C++ compiler, for `torch.compile` and for us"
-    return next(
-        (name for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name and shutil.which(name)),
-        None,
-    )
+    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
+        if name and shutil.which(name):
+            return name
+    return None
 
 # %% ../../nbs/foundations/42_compiling.ipynb #c916
 def _compile_something(
@@ -96,13 +100,15 @@ def compiler_error(
     "The line that says why a compiler failed"
     printed = text.split("Output:")[-1]  # PyTorch puts the command before it
     lines = [line.strip() for line in printed.splitlines() if line.strip()]
-    telling = [line for line in lines if "error" in line.lower() or "cannot" in line]
-    return (telling + lines + ["no reason was given"])[0][:300]
+    for line in lines:
+        if "error" in line.lower() or "cannot" in line:
+            return line[:300]
+    return lines[0][:300] if lines else "no reason was given"
 
 # %% ../../nbs/foundations/42_compiling.ipynb #c920
 @functools.cache
 def compiler_trouble(
-    compiler: str,  # As `cpp_compiler` says
+    compiler: str,  # Name of the C++ compiler, as `cpp_compiler` gives it; None where there is none
     device: str = "cpu",  # Type of the device that the compiled code is for
 ) -> str:  # Empty where compiling works
     "Why `torch.compile` does not work here, found out once in a process"
@@ -114,9 +120,9 @@ def compiler_trouble(
         return compiler_error(str(error))
     return ""
 
-
+# %% ../../nbs/foundations/42_compiling.ipynb #c921
 def can_compile(
-    device="cpu",
+    device="cpu",  # That the compiled code is for
 ) -> bool:
     "Whether `torch.compile` works; where it does not, a warning says why"
     trouble = compiler_trouble(cpp_compiler(), torch.device(device).type)
@@ -127,7 +133,7 @@ def can_compile(
         warnings.warn(message, NotCompiled, stacklevel=3)
     return not trouble
 
-# %% ../../nbs/foundations/42_compiling.ipynb #c921
+# %% ../../nbs/foundations/42_compiling.ipynb #c921d
 def compiled_static(
     f,  # A function of tensors
     device="cpu",  # Where they are
@@ -135,12 +141,11 @@ def compiled_static(
     "`f`, compiled anew for every shape it meets; `f` itself, with a warning, where nothing can be compiled"
     if not can_compile(device):
         return f
-    torch._dynamo.config.recompile_limit = max(
-        torch._dynamo.config.recompile_limit, 64
-    )  # usually 8 shapes, then it gives up
+    settings = torch._dynamo.config
+    settings.recompile_limit = max(settings.recompile_limit, 64)  # PyTorch gives up after 8 shapes
     return torch.compile(f, dynamic=False)
 
-
+# %% ../../nbs/foundations/42_compiling.ipynb #c921f
 def compiled(
     f,  # A function of tensors whose shapes stay the same
     net: Network,  # The network it works with

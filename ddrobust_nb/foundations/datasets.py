@@ -12,7 +12,6 @@ __all__ = ['dataset', 'FOLDERS', 'CONTENT', 'find_root', 'where_to_put', 'offici
 import hashlib
 import inspect
 import os
-import pickle
 import shutil
 import socket
 import struct
@@ -332,7 +331,9 @@ def _class_words(file, wnids):
 
 
 def _list_annotated(folder, annotations, wnids):
-    names, stamps, labels = [], [], []
+    names = []
+    stamps = []
+    labels = []
     try:
         for line in filter(None, annotations.read_text().splitlines()):
             image, wnid = line.split("\t")[:2]

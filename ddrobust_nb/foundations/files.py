@@ -70,7 +70,9 @@ def list_split(
     classes: list,  # Their names, in label order
 ) -> Listing:
     "List the images of a split; a class without images is an error"
-    names, stamps, labels = [], [], []
+    names = []
+    stamps = []
+    labels = []
     for label, class_name in enumerate(classes):
         folder = base / class_name
         entries = image_files(folder) if folder.is_dir() else []
@@ -324,7 +326,10 @@ def data_from_files(
     if lazy is None:
         lazy = (len(train) + len(test)) * spec.channels * spec.size**2 > 2**31
     if lazy:
-        images = [LazyImages(listing, spec.size, spec.channels, resize) for listing in (train, test)]
+        images = [
+            LazyImages(listing, size=spec.size, channels=spec.channels, resize=resize)
+            for listing in (train, test)
+        ]
     else:
         images = _decoded_or_cached(spec, [train, test], root, resize)
     if not spec.mean:

@@ -56,14 +56,29 @@ def instance_norm(width: int, side: int = 0) -> nn.Module:
     return nn.GroupNorm(width, width)
 
 # %% ../../nbs/foundations/40_networks.ipynb #c020
-norms = {
-    "instance": instance_norm,
-    "batch": lambda width, side: nn.BatchNorm2d(width),
-    "layer": lambda width, side: nn.LayerNorm([width, side, side]),
-    "none": lambda width, side: nn.Identity(),
-}
+def _batch_norm(width, side):
+    return nn.BatchNorm2d(width)
+
+
+def _layer_norm(width, side):
+    return nn.LayerNorm([width, side, side])
+
+
+def _no_norm(width, side):
+    return nn.Identity()
+
+
+def _average_pool():
+    return nn.AvgPool2d(2)
+
+
+def _max_pool():
+    return nn.MaxPool2d(2)
+
+
+norms = {"instance": instance_norm, "batch": _batch_norm, "layer": _layer_norm, "none": _no_norm}
 activations = {"relu": nn.ReLU, "leakyrelu": nn.LeakyReLU, "gelu": nn.GELU}
-poolings = {"avg": lambda: nn.AvgPool2d(2), "max": lambda: nn.MaxPool2d(2), "none": nn.Identity}
+poolings = {"avg": _average_pool, "max": _max_pool, "none": nn.Identity}
 
 # %% ../../nbs/foundations/40_networks.ipynb #c023
 class ConvNet(nn.Module):
@@ -86,7 +101,8 @@ class ConvNet(nn.Module):
         check_choice("norm", norm, norms)
         check_choice("activation", activation, activations)
         check_choice("pooling", pooling, poolings)
-        side, layers = 32 if size == 28 else size, []
+        layers = []
+        side = 32 if size == 28 else size
         for d in range(depth):
             padding = 3 if size == 28 and d == 0 else 1
             layers += [
@@ -95,12 +111,14 @@ class ConvNet(nn.Module):
                 activations[activation](),
                 poolings[pooling](),
             ]
-            channels, side = width, side if pooling == "none" else side // 2
+            channels = width
+            side = side if pooling == "none" else side // 2
         if side < 1:
             raise InputError(
                 f"{depth} poolings leave nothing of images of {size} pixels: use a smaller depth or pooling='none'"
             )
-        self.features, self.classifier = nn.Sequential(*layers), nn.Linear(width * side * side, classes)
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(width * side * side, classes)
 
     def embed(self, x):
         return self.features(x).flatten(1)
@@ -130,24 +148,19 @@ class ResNet(TorchvisionResNet):
         check_choice("stem", stem, ("small", "imagenet"))
         check_choice("norm", norm, ("batch", "group"))
         self.width = check_int("width", width, 1)
-        super().__init__(
-            BasicBlock,
-            [2, 2, 2, 2],
-            num_classes=classes,
-            norm_layer=nn.BatchNorm2d if norm == "batch" else instance_norm,
-        )
-        small = (
-            dict(kernel_size=3, stride=1, padding=1)
-            if stem == "small"
-            else dict(kernel_size=7, stride=2, padding=3)
-        )
-        self.conv1, self.bn1 = nn.Conv2d(channels, width, bias=False, **small), self._norm_layer(width)
+        norm_layer = nn.BatchNorm2d if norm == "batch" else instance_norm
+        super().__init__(BasicBlock, [2, 2, 2, 2], num_classes=classes, norm_layer=norm_layer)
+        if stem == "small":
+            self.conv1 = nn.Conv2d(channels, width, kernel_size=3, stride=1, padding=1, bias=False)
+        else:
+            self.conv1 = nn.Conv2d(channels, width, kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1 = self._norm_layer(width)
         self.fc = nn.Linear(8 * width, classes)
         if stem == "small":
             self.maxpool = nn.Identity()
-        for m in self.modules():
-            if isinstance(m, nn.ReLU):
-                m.inplace = False
+        for module in self.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = False
 
     def _make_layer(self, block, planes, blocks, **options):
         if planes == 64:
@@ -156,7 +169,8 @@ class ResNet(TorchvisionResNet):
 
     def embed(self, x):
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        return self.avgpool(self.layer4(self.layer3(self.layer2(self.layer1(x))))).flatten(1)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.avgpool(x).flatten(1)
 
     def forward(self, x):
         return self.fc(self.embed(x))
@@ -173,8 +187,11 @@ class Network(nn.Module):
         spec=None,  # `Spec` of the data it was made for
     ):
         super().__init__()
-        self.normalise, self.body, self.name, self.spec = normalise, body, name, spec
-        self.register_state_dict_post_hook(_usual_layout)
+        self.normalise = normalise
+        self.body = body
+        self.name = name
+        self.spec = spec
+        self.register_state_dict_post_hook(_store_contiguous)
 
     def forward(self, x):
         return self.body(self.normalise(x))
@@ -183,8 +200,8 @@ class Network(nn.Module):
         return self.normalise.inverse(z)
 
 
-def _usual_layout(net, state, prefix, metadata):
-    "Files hold weights in the usual memory order, whatever order the network computes in"
+def _store_contiguous(net, state, prefix, metadata):
+    "Files hold weights in the default memory order, whatever order the network computes in"
     for key, value in state.items():
         state[key] = value.contiguous()
 
@@ -229,9 +246,8 @@ def ResNet18(
     **kwargs,
 ) -> ResNet:
     "ResNet18 with BatchNorm"
-    return ResNet(
-        spec.channels, spec.classes, stem="small" if spec.size <= 64 else "imagenet", norm="batch", **kwargs
-    )
+    stem = "small" if spec.size <= 64 else "imagenet"
+    return ResNet(spec.channels, spec.classes, stem=stem, norm="batch", **kwargs)
 
 # %% ../../nbs/foundations/40_networks.ipynb #c059
 @network
@@ -241,13 +257,12 @@ def ResNet18GN(
     **kwargs,
 ) -> ResNet:
     "ResNet18 with GroupNorm of one channel per group: works image by image"
-    return ResNet(
-        spec.channels, spec.classes, stem="small" if spec.size <= 64 else "imagenet", norm="group", **kwargs
-    )
+    stem = "small" if spec.size <= 64 else "imagenet"
+    return ResNet(spec.channels, spec.classes, stem=stem, norm="group", **kwargs)
 
 # %% ../../nbs/foundations/40_networks.ipynb #c910
 def uses_batch_statistics(
-    net: nn.Module,
+    net: nn.Module,  # Any module
 ) -> bool:
     "Whether batch norm makes the result of an image depend on the other images of its pass"
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -284,18 +299,14 @@ class Subsampled(nn.Conv2d):
 
 # %% ../../nbs/foundations/40_networks.ipynb #c907
 def unsafe_convolution(
-    module: nn.Module,
+    module: nn.Module,  # A layer
 ) -> bool:
     "Whether PyTorch may corrupt memory in the gradient of this layer's weights, with the channels last on a CPU"
     if type(module) is not nn.Conv2d:
         return False
-    strided_point = module.kernel_size == (1, 1) and module.stride != (1, 1)
-    return (
-        strided_point
-        and module.padding in ((0, 0), "valid")
-        and module.groups == 1
-        and module.in_channels < 16
-    )
+    is_strided_point = module.kernel_size == (1, 1) and module.stride != (1, 1)
+    is_unpadded = module.padding in ((0, 0), "valid")
+    return is_strided_point and is_unpadded and module.groups == 1 and module.in_channels < 16
 
 
 def _replace_unsafe(
@@ -318,6 +329,17 @@ def make_network(
 ) -> Network:
     "A freshly initialised network for some data"
     f, width = parse_network(name, spec)
+    _check_options(name, f, width, options)
+    with seeded(seed, "network"), torch.device("meta" if str(device) == "meta" else "cpu"):
+        body = f(spec, **width, **options)
+    label = f.__name__ + "".join(f"-w{number}" for number in width.values())
+    net = Network(Normalise(spec.mean, spec.std), _replace_unsafe(body), label, spec=spec)
+    device = pick_device(device)
+    order = torch.channels_last if device.type == "cpu" else torch.contiguous_format
+    return net.to(device, memory_format=order)
+
+
+def _check_options(name, f, width, options):
     known = [*inspect.signature(f).parameters][1:]
     for option in options:
         if option not in known:
@@ -326,15 +348,6 @@ def make_network(
         raise InputError(f"network {name!r} names the width: leave out width={options['width']!r}")
     if width:
         check_int("the width of a network", width["width"], 1, 4096)
-    where = "meta" if str(device) == "meta" else "cpu"
-    with seeded(seed, "network"), torch.device(where):
-        body = f(spec, **width, **options)
-    label = f.__name__ + (name[name.rindex("-w") :] if width else "")
-    device = pick_device(device)
-    layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
-    return Network(Normalise(spec.mean, spec.std), _replace_unsafe(body), label, spec).to(
-        device, memory_format=layout
-    )
 
 # %% ../../nbs/foundations/40_networks.ipynb #c913
 @functools.cache

@@ -38,47 +38,53 @@ def preserve_state(
     modes = [m.training for m in modules]
     params = [(p, p.requires_grad, p.grad) for m in modules for p in m.parameters(recurse=False)]
     buffers = [(m, name, b, b.clone()) for m in modules for name, b in m.named_buffers(recurse=False)]
-    dtype, python, numpy = torch.get_default_dtype(), random.getstate(), np.random.get_state()
+    dtype = torch.get_default_dtype()
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
-        for m, mode in zip(modules, modes):
-            m.training = mode
-        for p, wanted, grad in params:
-            p.requires_grad_(wanted).grad = grad
-        for m, name, b, value in buffers:
-            _put_back(m, name, b, value)
+        for module, mode in zip(modules, modes):
+            module.training = mode
+        for param, needs_grad, grad in params:
+            param.requires_grad_(needs_grad).grad = grad
+        for module, name, buffer, value in buffers:
+            _restore_buffer(module, name, buffer, value)
         torch.set_default_dtype(dtype)
-        random.setstate(python)
-        np.random.set_state(numpy)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
 
 
-def _put_back(module, name, buffer, value):
+def _restore_buffer(module, name, buffer, value):
     if getattr(module, name, None) is not buffer:
         setattr(module, name, buffer)
-    expanded = buffer.layout == torch.strided and 0 in buffer.stride()  # nobody can write to such a one
-    if not expanded:
+    is_expanded = (
+        buffer.layout == torch.strided and 0 in buffer.stride()
+    )  # such a buffer cannot be written to
+    if not is_expanded:
         buffer.copy_(value)
 
 # %% ../../nbs/foundations/45_predict.ipynb #c909
-def float_dtypes(net) -> list:
+def float_dtypes(
+    net,  # A module; any other function has none
+) -> list:
     "The types of a network's parameters and buffers, in their order, whole numbers left out"
     tensors = [*net.parameters(), *net.buffers()] if isinstance(net, torch.nn.Module) else []
     return list(dict.fromkeys(t.dtype for t in tensors if t.is_floating_point()))
 
-
+# %% ../../nbs/foundations/45_predict.ipynb #c909c
 @torch.no_grad()
 def input_dtype(
-    net,
+    net,  # A module or any other function of images
     x: torch.Tensor,  # Some images, where the network is [n,C,H,W], n > 0
 ) -> torch.dtype:
     "The type in which a network takes images: theirs, or else its own; found out with one image"
     own = float_dtypes(net)
     if set(own) <= {x.dtype}:
         return x.dtype
-    refused = []
+    errors = {}
     for dtype in dict.fromkeys([x.dtype, *own]):
         try:
             with preserve_state(net):
@@ -87,9 +93,10 @@ def input_dtype(
         except (InputError, torch.OutOfMemoryError):
             raise
         except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-            refused.append((dtype, error))
-    types = ", ".join(str(dtype).removeprefix("torch.") for dtype, _ in refused)
-    why = (str(refused[0][1]).splitlines() or [type(refused[0][1]).__name__])[0]
+            errors[dtype] = error
+    types = ", ".join(str(dtype).removeprefix("torch.") for dtype in errors)
+    first = next(iter(errors.values()))
+    why = (str(first).splitlines() or [type(first).__name__])[0]
     raise InputError(
         f"the model takes images in none of the types {types} ({why}): let its forward cast them, or widen it with model.float()"
     )
@@ -99,17 +106,19 @@ def input_dtype(
 def predict(
     net,  # Network in evaluation mode: pixels -> logits
     images,  # uint8 or float pixels [n,C,H,W], or a lazy folder of images
-    device="auto",
-    batch: int = 250,
+    device="auto",  # Where the network is
+    batch: int = 250,  # Images at once
 ) -> torch.Tensor:  # Predicted classes [n], on the CPU
     "Predicted class of every image; the network is left as it is"
     check_eval(net)
-    device, takes, classes = pick_device(device), None, []
+    device = pick_device(device)
+    dtype = None
+    classes = []
     with preserve_state(net):
         for i in range(0, len(images), batch):
             x = as_pixels(images[i : i + batch]).to(device)
-            takes = takes or input_dtype(net, x)
-            classes.append(net(x.to(takes)).argmax(1))
+            dtype = dtype or input_dtype(net, x)
+            classes.append(net(x.to(dtype)).argmax(1))
     return torch.cat(classes).cpu() if classes else torch.empty(0, dtype=torch.int64)
 
 # %% ../../nbs/foundations/45_predict.ipynb #c020

@@ -61,13 +61,14 @@ def log_spectrum(
     floor: float = 1e-12,  # Added before the logarithm, so that an empty frequency is not -inf
 ) -> torch.Tensor:  # [C,H,W], or [n,C,H,W] without `average`; zero frequency in the centre
     "log10 of the power (or amplitude) spectrum of every colour channel"
-    P = lambda x: spectrum(x).abs() ** _power(power)
+    exponent = _check_power(power)
     if not average:
-        return (P(images) + floor).log10()
-    return (sum(P(x).sum(0) for x in signal_chunks(images)) / len(images) + floor).log10()
+        return (spectrum(images).abs() ** exponent + floor).log10()
+    total = sum((spectrum(x).abs() ** exponent).sum(0) for x in signal_chunks(images))
+    return (total / len(images) + floor).log10()
 
 
-def _power(power):
+def _check_power(power):
     if isinstance(power, bool) or power not in (1, 2):
         raise InputError(f"power must be 2 (|F|^2) or 1 (amplitude |F|), got {power!r}")
     return power
@@ -109,7 +110,7 @@ def band_energy(
     "Energy in the low band and in all, summed over channels"
     x = as_signal(images)
     mask = low_mask(*x.shape[-2:], radius, device=x.device)
-    P = spectrum(x).abs().pow_(_power(power)).sum(1)
+    P = spectrum(x).abs().pow_(_check_power(power)).sum(1)
     rounding = 1e-10**power * P.sum((1, 2))
     if not dc:
         P[:, P.shape[1] // 2, P.shape[2] // 2] = 0
@@ -129,51 +130,63 @@ def band_share(
     seed: int = 0,  # Of the bootstrap
 ) -> BandShare:
     "Share of the energy in the low and in the high band, with a 95 % interval over images"
-
-    def prepared(x):
+    energies = []
+    for x in signal_chunks(images):
         if normalise is not None:
             x = _normalised(x, normalise)
-        return _luminance(x) if grey else x
+        if grey:
+            x = _luminance(x)
+        energies.append(band_energy(x, radius, dc=dc, power=power))
+    energy = torch.cat(energies).cpu()
+    settings = _settings(len(energy), images.shape[1:], radius, dc, power, pooled, grey, normalise)
+    has_energy = ~energy.isnan().any(1)
+    some = energy[has_energy]
+    if len(some) < len(energy):
+        settings["left out, no energy"] = len(energy) - len(some)
+    high = _high(some, pooled).item()
+    return BandShare(
+        low=1 - high,
+        high=high,
+        interval=_bootstrap(some, pooled, seed),
+        per_image=1 - energy[:, 0] / energy[:, 1],
+        settings=settings,
+    )
 
-    energy = torch.cat(
-        [band_energy(prepared(x), radius, dc=dc, power=power) for x in signal_chunks(images)]
-    ).cpu()
-    n, C, h, w = len(energy), *images.shape[1:]
-    r = check_radius(radius, h, w)
-    settings = {
+# %% ../../nbs/frequency/10_spectra.ipynb #c057
+def _settings(n, shape, radius, dc, power, pooled, grey, normalise):
+    "The choices of a band share, as they are printed"
+    channels, height, width = shape
+    r = check_radius(radius, height, width)
+    return {
         "radius": round(r, 4),
-        "rho": round(2 * r / min(h, w), 4),
+        "rho": round(2 * r / min(height, width), 4),
         "images": n,
         "sum of": "power" if power == 2 else "amplitude",
         "zero frequency": "kept" if dc else "removed",
         "mean": "pooled" if pooled else "per image",
-        "colour": "luminance" if grey else f"{C} channels",
+        "colour": "luminance" if grey else f"{channels} channels",
         "units": "pixels" if normalise is None else "normalised",
     }
-    some = energy[~energy.isnan().any(1)]
-    if len(some) < n:
-        settings["left out, no energy"] = n - len(some)
-    high = _high(some, pooled).item()
-    return BandShare(
-        1 - high, high, _bootstrap(some, pooled, seed), 1 - energy[:, 0] / energy[:, 1], settings
-    )
 
 
 def _high(energy, pooled):
+    "Share of the high band from band energies [n,2]"
     if pooled:
         return 1 - energy[:, 0].sum() / energy[:, 1].sum()
     return (1 - energy[:, 0] / energy[:, 1]).mean()
 
 
 def _bootstrap(energy, pooled, seed, resamples=1000):
+    "95 % interval of the high share over resampled images"
     if len(energy) < 2:
-        return (float("nan"),) * 2
+        return float("nan"), float("nan")
     g = generator(seed, "band_share")
-    draws = [
-        _high(energy[torch.randint(len(energy), (len(energy),), generator=g)], pooled)
-        for _ in range(resamples)
-    ]
-    return tuple(torch.stack(draws).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist())
+    draws = []
+    for _ in range(resamples):
+        chosen = torch.randint(len(energy), (len(energy),), generator=g)
+        draws.append(_high(energy[chosen], pooled))
+    bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    return tuple(torch.stack(draws).quantile(bounds).tolist())
 
 # %% ../../nbs/frequency/10_spectra.ipynb #c036
 def _luminance(x):
@@ -181,7 +194,8 @@ def _luminance(x):
         return x
     if x.shape[1] != 3:
         raise InputError(f"grey needs images with 1 or 3 channels, got {x.shape[1]}")
-    return (x * x.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+    weights = x.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    return (x * weights).sum(1, keepdim=True)
 
 
 def _normalised(x, normalise):
@@ -200,13 +214,13 @@ def radial_profile(
     images,  # [n,C,H,W], pixels
 ) -> torch.Tensor:  # float64 [N//2 + 1] of the shorter side N: at distance 0, 1, 2, ... (rounded)
     "Mean power |F|^2 on each ring, over images and channels"
-    P = sum(spectrum(x).abs().square().mean(1).sum(0) for x in signal_chunks(images)).cpu() / len(images)
-    rings = frequency_distances(*P.shape).round().long()
-    total, count = (
-        torch.zeros(int(rings.max()) + 1, dtype=P.dtype).index_add_(0, rings.flatten(), v.flatten())
-        for v in (P, torch.ones_like(P))
-    )
-    return (total / count)[: min(P.shape) // 2 + 1]
+    total = sum(spectrum(x).abs().square().mean(1).sum(0) for x in signal_chunks(images))
+    power = total.cpu() / len(images)
+    rings = frequency_distances(*power.shape).round().long()
+    empty = torch.zeros(int(rings.max()) + 1, dtype=power.dtype)
+    summed = empty.index_add(0, rings.flatten(), power.flatten())
+    count = empty.index_add(0, rings.flatten(), torch.ones_like(power).flatten())
+    return (summed / count)[: min(power.shape) // 2 + 1]
 
 # %% ../../nbs/frequency/10_spectra.ipynb #c048
 def spectral_slope(
@@ -214,11 +228,13 @@ def spectral_slope(
 ) -> float:
     "Exponent of the power law nearest to a profile: about -2 for photographs, 0 for white noise"
     if len(profile) < 4 or not (profile[1:] > 0).all():
-        raise InputError(
-            f"a slope needs at least three rings with power, got {[float(f'{v:.3g}') for v in profile]}"
-        )
-    f, p = torch.arange(1, len(profile)).double().log(), profile[1:].log()
-    return (((f - f.mean()) * (p - p.mean())).sum() / (f - f.mean()).square().sum()).item()
+        values = [float(f"{v:.3g}") for v in profile]
+        raise InputError(f"a slope needs at least three rings with power, got {values}")
+    frequency = torch.arange(1, len(profile)).double().log()
+    power = profile[1:].log()
+    deviation = frequency - frequency.mean()
+    covariance = (deviation * (power - power.mean())).sum()
+    return (covariance / deviation.square().sum()).item()
 
 # %% ../../nbs/frequency/10_spectra.ipynb #c053
 def show_spectra(
@@ -230,43 +246,57 @@ def show_spectra(
     radius: float = None,  # Of the circle drawn; None for rho = 0.25
 ):  # A matplotlib figure
     "Images beside the log spectrum of every colour channel, and the mean spectrum of all images"
-    mean = sum(x.sum(0) for x in signal_chunks(images)) / len(images)
-    x, (C, H, W) = as_signal(images[:n]), images.shape[1:]
-    n, r = len(x), check_radius(radius, H, W)
-    spectra = torch.cat(
-        [log_spectrum(x, power=power, average=False), log_spectrum(images, power=power)[None]]
-    ).cpu()
-    names = [*(titles or [f"image {i}" for i in range(n)])[:n], f"mean of {len(images)}"]
-    channels = (
-        ["red", "green", "blue"] if C == 3 else [f"channel {c}" for c in range(C)] if C > 1 else ["grey"]
-    )
+    x = as_signal(images[:n])
+    channels, height, width = images.shape[1:]
+    n = len(x)
+    r = check_radius(radius, height, width)
+    mean = sum(chunk.sum(0) for chunk in signal_chunks(images)) / len(images)
+    each = log_spectrum(x, power=power, average=False)
+    of_all = log_spectrum(images, power=power)
+    spectra = torch.cat([each, of_all[None]]).cpu()
+    names = list(titles or [f"image {i}" for i in range(n)])[:n] + [f"mean of {len(images)}"]
     fig, axes = plt.subplots(
         n + 1,
-        C + 1,
-        figsize=(1.25 * (C + 1) + 0.6, 1.3 * (n + 1) + 0.5),
+        channels + 1,
+        figsize=(1.25 * (channels + 1) + 0.6, 1.3 * (n + 1) + 0.5),
         dpi=80,
         squeeze=False,
         layout="constrained",
     )
-    top = spectra.max().item()
-    look = dict(cmap="magma", interpolation="nearest", vmin=max(spectra.min().item(), top - 8), vmax=top)
+    highest = spectra.max().item()
+    limits = dict(vmin=max(spectra.min().item(), highest - 8), vmax=highest)
     for row, name, picture, planes in zip(axes, names, [*x, mean], spectra):
-        row[0].imshow(
-            picture.cpu().clamp(0, 1).permute(1, 2, 0).squeeze(-1).numpy(),
-            cmap="gray",
-            vmin=0,
-            vmax=1,
-            interpolation="nearest",
-        )
-        row[0].set_title(name, fontsize=8)
-        for ax, plane, channel in zip(row[1:], planes, channels):
-            drawn = ax.imshow(plane.numpy(), **look)
-            ax.add_patch(plt.Circle((W // 2, H // 2), r, fill=False, color="white", lw=0.6, ls=":"))
-            ax.set_title(channel, fontsize=8)
-    for ax in axes.flat:
-        ax.axis("off")
+        _show_picture(row[0], picture, name)
+        drawn = _show_planes(row[1:], planes, (height // 2, width // 2), r, limits)
     bar = fig.colorbar(drawn, ax=axes, shrink=0.6)
     bar.ax.tick_params(labelsize=7)
-    fig.suptitle(f"log10 of {'power' if power == 2 else 'amplitude'}, circle at radius {r:g}", fontsize=8)
+    unit = "power" if power == 2 else "amplitude"
+    fig.suptitle(f"log10 of {unit}, circle at radius {r:g}", fontsize=8)
     plt.close(fig)
     return fig
+
+# %% ../../nbs/frequency/10_spectra.ipynb #c058
+def _show_picture(ax, picture, name):
+    "One image [C,H,W] in pixels"
+    pixels = picture.cpu().clamp(0, 1).permute(1, 2, 0).squeeze(-1).numpy()
+    ax.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.set_title(name, fontsize=8)
+    ax.axis("off")
+
+
+def _channel_names(count):
+    if count == 1:
+        return ["grey"]
+    if count == 3:
+        return ["red", "green", "blue"]
+    return [f"channel {c}" for c in range(count)]
+
+
+def _show_planes(axes, planes, centre, radius, limits):
+    "The log spectra of one image, one axis per channel; the last drawn picture comes back"
+    for ax, plane, name in zip(axes, planes, _channel_names(len(planes))):
+        drawn = ax.imshow(plane.numpy(), cmap="magma", interpolation="nearest", **limits)
+        ax.add_patch(plt.Circle(centre[::-1], radius, fill=False, color="white", lw=0.6, ls=":"))
+        ax.set_title(name, fontsize=8)
+        ax.axis("off")
+    return drawn

@@ -383,7 +383,8 @@ class GivenModel(Source):
         return normal_options(options) if is_named else None
 
     def training(self, cell, dset):
-        recipe, labels = self.card.get("recipe"), self.card.get("labels")
+        recipe = self.card.get("recipe")
+        labels = self.card.get("labels")
         known_recipe = recipe if isinstance(recipe, dict) else None
         known_labels = labels if isinstance(labels, str) else ""
         return dict(recipe=known_recipe, labels=known_labels)
@@ -398,7 +399,8 @@ def given_source(
     data: Data,
 ) -> tuple:  # method, images per class, source
     "A set or a model that you bring, and what it is of"
-    set_file, model_file = given.get("distilled", ""), given.get("checkpoint", "")
+    set_file = given.get("distilled", "")
+    model_file = given.get("checkpoint", "")
     dset = load_set(set_file, data.spec) if set_file else None
     if dset:
         check_same_data(dset.spec, data.spec, set_file)

@@ -67,7 +67,6 @@ COLD = {
         "train_expert": "copies the weights once an epoch",
         "_opened": "before the run",
         "_check_path": "before the run",
-        "_check_snapshots": "before the run",
         "__init__": "before the run",
         "state": "at a save",
         "_check_finite": "at a look",
@@ -113,10 +112,7 @@ def waits(source, file="fit"):
         elif isinstance(node, ast.Raise):
             return  # the run ends
         elif isinstance(node, (ast.If, ast.IfExp)) and names(node.test) & LOOKS:
-            cold_part, hot_part = (
-                (node.orelse, node.body) if isinstance(node.test, ast.UnaryOp) else (node.body, node.orelse)
-            )
-            for part in hot_part if isinstance(hot_part, list) else [hot_part]:
+            for part in hot_branch(node):
                 visit(part, function, hot)
             return
         if hot and (what := wait_of(node, cold)) and (file, function, what.strip(".()")) not in ALLOWED_CALLS:
@@ -128,6 +124,13 @@ def waits(source, file="fit"):
 
     visit(ast.parse(source), "", False)
     return found
+
+
+def hot_branch(node):
+    "What runs in every pass of `if look: ... else: ...`"
+    is_negated = isinstance(node.test, ast.UnaryOp)
+    part = node.body if is_negated else node.orelse
+    return part if isinstance(part, list) else [part]
 
 
 def names(node):

@@ -197,7 +197,10 @@ def test_the_gradient_reaches_the_images_through_augmentation(strategy):
     z = torch.randn(
         12, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     ).requires_grad_()
-    pair = lambda x, seed, k: siamese(x, strategy, seed, k)
+
+    def pair(x, seed, k):
+        return siamese(x, strategy, seed, k)
+
     matching_step(
         data, net, gradient, all_at_once(match_of(net.body, "ours")), params, z, 5, batch_real=3, pair=pair
     )
@@ -239,6 +242,12 @@ def test_the_card_has_the_numbers_that_were_used(method, data):
     assert config.get("augment") == (None if method == "dc" else strategy_for(data.spec))
 
 
+def gradient_by_hand(net, strategy, seed, k, x, **kw):
+    "Of one class, by autograd"
+    loss = F.cross_entropy(net.body(siamese(x, strategy, seed, k)), torch.full((len(x),), k))
+    return torch.autograd.grad(loss, list(net.parameters()), **kw)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_is_the_program_of_the_paper(method, data):
     "Written again the slow way: a class at a time, double backward, an optimiser for the network, momentum by hand"
@@ -256,13 +265,10 @@ def test_is_the_program_of_the_paper(method, data):
             here, total = derive_seed(7, "matching", it * c["outer"] + turn), 0
             z = z.detach().requires_grad_()
             for k in range(3):
-
-                def gradient(x, **kw):
-                    loss = F.cross_entropy(net.body(siamese(x, strategy, here, k)), torch.full((len(x),), k))
-                    return torch.autograd.grad(loss, list(net.parameters()), **kw)
-
-                real = [g.detach() for g in gradient(net.normalise(class_batch(data, k, 6, here)))]
-                total = total + sum(map(rows_apart, real, gradient(z[k], create_graph=True)))
+                real_images = net.normalise(class_batch(data, k, 6, here))
+                real = [g.detach() for g in gradient_by_hand(net, strategy, here, k, real_images)]
+                synthetic = gradient_by_hand(net, strategy, here, k, z[k], create_graph=True)
+                total = total + sum(map(rows_apart, real, synthetic))
             velocity = c["momentum"] * velocity + torch.autograd.grad(total, z)[0]
             z = (z - c["lr_img"] * velocity).detach()
             seen.append(total.item() / 3 / largest_distance(matched_weights(net.body, "ours"), "ours"))
@@ -456,7 +462,10 @@ def test_a_step_leaves_nothing_on_the_cpu(strategy, data):
     "On a device without numbers: a tensor forgotten on the CPU is an error there as it is on a GPU"
     net = make_network(NETWORK, data.spec, device="meta").requires_grad_(False)
     params, gradient = matched_weights(net.body, "ours"), gradient_of(net.body)
-    pair = lambda x, seed, k: siamese(x, strategy, seed, k)
+
+    def pair(x, seed, k):
+        return siamese(x, strategy, seed, k)
+
     for ipc in (2, 3):
         z = torch.zeros(3, ipc, 3, 8, 8, device="meta").requires_grad_()
         d = matching_step(

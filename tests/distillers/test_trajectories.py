@@ -1,7 +1,6 @@
 "Trajectory matching: golden numbers of the original programs, three ways to one gradient, experts that fit, sets that resume."
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,8 +14,8 @@ from ddrobust_nb.training.distiller import class_balanced, distiller, own_option
 from ddrobust_nb.distillers.mtt import (
     EXPERTS,
     SMALLEST_LR,
-    TrajectoryOptions,
-    StudentStep,
+    Matching,
+    Step,
     Student,
     Trajectories,
     adjoint,
@@ -24,9 +23,9 @@ from ddrobust_nb.distillers.mtt import (
     flat,
     load_experts,
     mtt,
-    squared_distance,
+    squared,
     stored,
-    draw_stretch,
+    stretch,
     student_steps,
     train_expert,
     unflat,
@@ -48,7 +47,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def parts(data):
-    return prepare([EXPERTS], data, NETWORK, vars(TrajectoryOptions(**SMALL)), device="cpu")[0]["experts"]
+    return prepare([EXPERTS], data, NETWORK, vars(Matching(**SMALL)), device="cpu")[0]["experts"]
 
 
 def relative(a, b):
@@ -62,7 +61,7 @@ def relative(a, b):
 def original(golden, request):
     "One case of both golden files: a student, what a gradient takes, and the numbers by name"
     m, t, key = golden("mtt"), golden("tesla"), request.param
-    steps = [StudentStep(row[row >= 0]) for row in m[f"{key}.indices"]]
+    steps = [Step(row[row >= 0]) for row in m[f"{key}.indices"]]
     numbers = {k.removeprefix(f"{key}."): v for g in (m, t) for k, v in g.items() if k.startswith(key)}
     student = Student(make_network("ConvNetD3-w8", specs["cifar10"]))
     return student, (m["start"], m["target"], m["syn"], m["labels"], m["lr"], steps), numbers
@@ -156,13 +155,11 @@ def test_released_is_half_of_the_gradient_with_parameters_held(batch):
             student.loss(theta, step(images), labels[step.index]), theta, create_graph=True
         )
         theta, total = theta - lr * g, total + g
-    held = squared_distance(start - lr * total, target) / squared_distance(start, target)
+    held = squared(start - lr * total, target) / squared(start, target)
     (d_images,) = torch.autograd.grad(held, images, retain_graph=True)
     _, half, slope = released(student, *case)
     assert relative(2 * half, d_images) < 1e-12
-    (d_lr,) = torch.autograd.grad(
-        squared_distance(start - lr * total.detach(), target) / squared_distance(start, target), lr
-    )
+    (d_lr,) = torch.autograd.grad(squared(start - lr * total.detach(), target) / squared(start, target), lr)
     assert relative(slope, d_lr) < 1e-12
 
 
@@ -184,10 +181,8 @@ def test_products_of_the_student_are_those_of_autograd():
     t, z = theta.clone().requires_grad_(), x.clone().requires_grad_()
     (g,) = torch.autograd.grad(student.loss(t, z, y), t, create_graph=True)
     hv, dx = torch.autograd.grad(g @ v, (t, z))
-    got = student.step_derivatives(theta, x, y, v)
-    for a, b in zip(
-        (*got, student.image_derivative(theta, x, y, v), student.gradient(theta, x, y)), (g, hv, dx, dx, g)
-    ):
+    got = student.bend(theta, x, y, v)
+    for a, b in zip((*got, student.pull(theta, x, y, v), student.gradient(theta, x, y)), (g, hv, dx, dx, g)):
         assert relative(a, b) < 1e-12
 
 
@@ -232,21 +227,18 @@ def test_batches_of_the_student():
 
 
 def test_every_expert_once_before_any_comes_again():
-    drawn = [draw_stretch(5, 3, seed=1, it=it) for it in range(60)]
+    drawn = [stretch(5, 3, seed=1, it=it) for it in range(60)]
     for i in range(0, 60, 5):
         assert sorted(e for e, _ in drawn[i : i + 5]) == list(range(5))
     assert {t for _, t in drawn} == {0, 1, 2} and drawn[:5] != drawn[5:10]
-    assert drawn != [draw_stretch(5, 3, seed=2, it=it) for it in range(60)]
+    assert drawn != [stretch(5, 3, seed=2, it=it) for it in range(60)]
 
 
 # ---- experts
 
 
 def test_snapshots_are_those_of_plain_training_and_differ(data, parts):
-    snapshots, config = (
-        parts[1]["snapshots"],
-        expert_configs(data, NETWORK, vars(TrajectoryOptions(**SMALL)))[1],
-    )
+    snapshots, config = parts[1]["snapshots"], expert_configs(data, NETWORK, vars(Matching(**SMALL)))[1]
     assert (
         snapshots.shape == (3, len(flat(make_network(NETWORK, data.spec).body)))
         and snapshots.dtype == torch.float32
@@ -271,14 +263,14 @@ def test_snapshots_are_those_of_plain_training_and_differ(data, parts):
 
 
 def test_a_longer_expert_begins_like_a_shorter_one(data, parts):
-    options = vars(TrajectoryOptions(**{**SMALL, "n_experts": 1, "max_start": 4}))
+    options = vars(Matching(**{**SMALL, "n_experts": 1, "max_start": 4}))
     made, _ = prepare([EXPERTS], data, NETWORK, options, device="cpu")
     (longer,) = made["experts"]
     assert torch.equal(longer["snapshots"][:3], parts[0]["snapshots"])
 
 
 def test_configurations_of_experts_name_what_matters_and_nothing_else(data):
-    base = expert_configs(data, NETWORK, vars(TrajectoryOptions(**SMALL)))
+    base = expert_configs(data, NETWORK, vars(Matching(**SMALL)))
     same = dict(
         iterations=7,
         syn_steps=9,
@@ -290,19 +282,14 @@ def test_configurations_of_experts_name_what_matters_and_nothing_else(data):
         init="noise",
         n_experts=1,
     )
-    assert expert_configs(data, NETWORK, vars(TrajectoryOptions(**{**SMALL, **same}))) == base[:1]
+    assert expert_configs(data, NETWORK, vars(Matching(**{**SMALL, **same}))) == base[:1]
     assert (
-        expert_configs(
-            data, NETWORK, vars(TrajectoryOptions(**{**SMALL, "augment": strategy_for(data.spec)}))
-        )
-        == base
+        expert_configs(data, NETWORK, vars(Matching(**{**SMALL, "augment": strategy_for(data.spec)}))) == base
     )
     for option, value in dict(
         expert_span=2, expert_batch=4, expert_lr=0.1, expert_images=9, augment=""
     ).items():
-        assert (
-            expert_configs(data, NETWORK, vars(TrajectoryOptions(**{**SMALL, option: value})))[0] != base[0]
-        ), option
+        assert expert_configs(data, NETWORK, vars(Matching(**{**SMALL, option: value})))[0] != base[0], option
     assert mtt.prerequisites == tesla.prerequisites == (EXPERTS,)
     assert json.loads(json.dumps(base)) == base
 
@@ -313,7 +300,7 @@ def test_experts_of_fewer_images(data):
     assert class_balanced(data, None, "subset") is data and len(
         class_balanced(data, 1000, "subset").train_labels
     ) == len(data.train_labels)
-    config = expert_configs(data, NETWORK, vars(TrajectoryOptions(**{**SMALL, "expert_images": 9})))[0]
+    config = expert_configs(data, NETWORK, vars(Matching(**{**SMALL, "expert_images": 9})))[0]
     assert not torch.equal(
         train_expert(data, config)["snapshots"], train_expert(data, dict(config, images=None))["snapshots"]
     )
@@ -321,7 +308,7 @@ def test_experts_of_fewer_images(data):
 
 def test_an_expert_interrupted_anywhere(data, parts, monkeypatch):
     monkeypatch.setenv("DDROBUST_AUTOSAVE", "0")
-    config, states = expert_configs(data, NETWORK, vars(TrajectoryOptions(**SMALL)))[0], []
+    config, states = expert_configs(data, NETWORK, vars(Matching(**SMALL)))[0], []
     train_expert(data, config, save=lambda s: states.append(as_stored(s)))
     assert len(states) > 6
     for state in states:
@@ -330,7 +317,7 @@ def test_an_expert_interrupted_anywhere(data, parts, monkeypatch):
 
 def test_experts_that_diverge_name_their_knob(data):
     with pytest.raises(ArithmeticError, match="expert_lr"):
-        prepare([EXPERTS], data, NETWORK, vars(TrajectoryOptions(**SMALL, expert_lr=1e30)), device="cpu")
+        prepare([EXPERTS], data, NETWORK, vars(Matching(**SMALL, expert_lr=1e30)), device="cpu")
 
 
 def write(parts, folder):
@@ -390,9 +377,9 @@ def test_experts_that_do_not_fit_are_refused_before_any_work(name, data, parts, 
 
 def test_a_file_is_read_by_slice(data, parts, tmp_path):
     (tmp_path / "e").mkdir()
-    paths = Trajectories(write(parts, tmp_path / "e"), make_network(NETWORK, data.spec), data, epochs=2)
-    assert not any(torch.is_tensor(p) for p in paths.paths)
-    both = paths, Trajectories(parts, make_network(NETWORK, data.spec), data, epochs=2)
+    paths = Trajectories(write(parts, tmp_path / "e"), make_network(NETWORK, data.spec), data, 2)
+    assert not any(torch.is_tensor(p.snapshots) for p in paths.paths)
+    both = paths, Trajectories(parts, make_network(NETWORK, data.spec), data, 2)
     assert all(p.snapshot(1, 1).storage_offset() == 0 for p in both), (
         "a piece of a larger tensor, which compiled code refuses"
     )
@@ -406,15 +393,12 @@ def test_a_file_is_read_by_slice(data, parts, tmp_path):
 
 def test_the_loop_of_mtt_by_hand(data, parts):
     "Written again the slow way: one graph for all, momentum by hand"
-    o, seed = (
-        TrajectoryOptions(**SMALL, iterations=3, syn_steps=3, lr_img=0.02, lr_lr=1e-5, lr_student=0.05),
-        4,
-    )
+    o, seed = Matching(**SMALL, iterations=3, syn_steps=3, lr_img=0.02, lr_lr=1e-5, lr_student=0.05), 4
     dset = mtt(data, 2, seed=seed, network=NETWORK, device="cpu", experts=parts, **vars(o))
     net, y = make_network(NETWORK, data.spec), torch.arange(3).repeat_interleave(2)
     z, lr, speed = net.normalise(random(data, 2, seed=seed).images), torch.tensor(o.lr_student), [0, 0]
     for it in range(3):
-        expert, t = draw_stretch(2, o.max_start, seed, it)
+        expert, t = stretch(2, o.max_start, seed, it)
         start, goal = (parts[expert]["snapshots"][e] for e in (t, t + o.expert_span))
         steps = student_steps(6, 3, None, strategy_for(data.spec), 8, derive_seed(seed, "student", it))
         _, *grads = stored(Student(net), start, goal, z, y, lr, steps)
@@ -451,7 +435,7 @@ def test_divergence_names_the_knobs(name, data, parts):
 
 
 def test_soft_labels_are_what_the_expert_sees(data, parts):
-    last, kept = [], []
+    last = []
     tesla(
         data,
         2,
@@ -462,7 +446,7 @@ def test_soft_labels_are_what_the_expert_sees(data, parts):
     )
     dset = tesla(data, 2, labels="soft", experts=parts, **QUICK)
     assert last[-1][0] == 2 and dset.labels.shape == (6, 3) and dset.labels.dtype == torch.float32
-    expert, t = draw_stretch(2, 2, 0, 3)  # of the last iteration; images as they were before it
+    expert, t = stretch(2, 2, 0, 3)  # of the last iteration; images as they were before it
     net = make_network(NETWORK, data.spec)
     want = Student(net).logits(parts[expert]["snapshots"][t + 1], net.normalise(last[-1][1])).softmax(1)
     torch.testing.assert_close(dset.labels, want, atol=1e-5, rtol=1e-5)

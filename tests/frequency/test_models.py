@@ -188,7 +188,7 @@ def test_perturbations_are_what_attacks_add(data, net):
     )  # five are wrong already
     changes = perturbations(net, data.test_images, y, "fgsm@8/255,pgd@8/255@3", seed=2)
     assert list(changes) == ["fgsm@8/255", "pgd@8/255@3"]
-    for name, c in changes.items():
+    for c in changes.values():
         assert c.abs().max() <= 8 / 255 + 1e-6 and not c[:5].any() and c[5:].flatten(1).any(1).all()
     assert torch.equal(
         changes["pgd@8/255@3"],
@@ -217,9 +217,12 @@ ASKED = [
 def test_batches_do_not_matter(ask, data, net):
     answers = [ask(net.double(), data.test_images, data.test_labels, batch=b) for b in (1, 5, 27, 500)]
     net.float()
-    same = lambda a, b: (
-        torch.equal(a.error, b.error) and a.clean == b.clean if hasattr(a, "error") else a.equals(b)
-    )
+
+    def same(a, b):
+        if hasattr(a, "error"):
+            return torch.equal(a.error, b.error) and a.clean == b.clean
+        return a.equals(b)
+
     assert all(same(answers[0], a) for a in answers[1:])
     assert same(
         ask(net, data.test_images, data.test_labels), ask(net, as_pixels(data.test_images), data.test_labels)

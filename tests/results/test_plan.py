@@ -30,50 +30,13 @@ from ddrobust_nb.results.report import (
 )
 from ddrobust_nb.results.reading import read_results
 from ddrobust_nb.results.rows import Result, results_frame, write_results
+from result_rows import ROW
 from tiny import NETWORK, measured, same_results, tiny_cell, tiny_data
 
 FIELDS = """dataset method ipc set_seed set_key distill_network network seed best protocol select attack preset norm eps eps_255 steps alpha n_clean clean clean_last
 clean_best n clean_n robust drop_rate gradients forwards seconds peak_mb device versions commit data_fingerprint warnings key backend worst_iterate carry_over_eps
 format model_key origin options options_digest recipe recipe_digest labels random_start training_way stages flags clean_flags index_digest eps_unit distances_digest
 distance_median source_model control_of adversarial corruption severity""".split()
-ROW = Result(
-    dataset="digits",
-    method="dm",
-    ipc=1,
-    set_seed=0,
-    set_key="a" * 16,
-    distill_network="ConvNetD3",
-    network="ConvNetD3",
-    seed=0,
-    best=False,
-    protocol="full",
-    select="last",
-    attack="fgsm",
-    preset="",
-    norm="Linf",
-    eps="8/255",
-    eps_255=8.0,
-    steps=1,
-    alpha=None,
-    n_clean=500,
-    clean=0.8,
-    clean_last=0.8,
-    clean_best=0.9,
-    n=100,
-    clean_n=0.8,
-    robust=0.5,
-    drop_rate=0.375,
-    gradients=100,
-    forwards=200,
-    seconds=1.5,
-    peak_mb=10.0,
-    device="cpu",
-    versions="demo 1",
-    commit="",
-    data_fingerprint="d" * 16,
-    warnings=(),
-    key="k",
-)
 
 
 def four_classes():

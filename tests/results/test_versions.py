@@ -158,10 +158,11 @@ class Code:
         return found
 
     def hashes(self, roots):
-        text = lambda name: ascii([canonical(node) for _, node in self.nodes[name]])
-        return {
-            name: hashlib.sha256(text(name).encode()).hexdigest()[:8] for name in sorted(self.reached(roots))
-        }
+        return {name: self.hash_of(name) for name in sorted(self.reached(roots))}
+
+    def hash_of(self, name):
+        text = ascii([canonical(node) for _, node in self.nodes[name]])
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def versions(self):
         ((_, node),) = self.nodes["results.keys.VERSIONS"]

@@ -36,7 +36,7 @@ from ddrobust_nb.results.reading import read_results
 from ddrobust_nb.results.rows import results_frame
 from ddrobust_nb.results.showing import show_or_explain
 from ddrobust_nb.training.fit import History
-from test_plan import ROW
+from result_rows import ROW
 from tiny import NETWORK, tiny_data
 
 SIZES = (48, 100, 200, 500, 10_000)  # Attacked images

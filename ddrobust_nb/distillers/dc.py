@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['EPS', 'distances', 'LOOPS', 'rows_apart', 'ours', 'mse', 'cos', 'matched_weights', 'largest_distance', 'gradient_of',
-           'match_of', 'stacked', 'one_by_one', 'all_at_once', 'matcher', 'check_separate', 'class_batch', 'real_batch',
-           'start_images', 'loops', 'unchanged', 'train_between', 'matching_step', 'resume', 'check_loss',
-           'check_rates', 'check_image_options', 'match_gradients', 'check_gradient_options', 'gradient_passes', 'dc']
+           'match_of', 'stacked', 'one_by_one', 'all_at_once', 'matcher', 'check_separate', 'loops', 'unchanged',
+           'train_between', 'matching_step', 'match_gradients', 'check_gradient_options', 'gradient_passes', 'dc']
 
 # %% ../../nbs/distillers/10_dc.ipynb #c002
 from ddrobust_nb.foundations.core import (
@@ -37,6 +36,14 @@ from ..training.distiller import balanced, distiller
 from ..foundations.compiling import compiled
 from ..foundations.networks import Normalise, make_network
 from ..training.fit import weights
+from ddrobust_nb.distillers.images import (
+    check_image_options,
+    check_loss,
+    check_rates,
+    class_batch,
+    resume,
+    start_images,
+)
 
 # %% ../../nbs/distillers/10_dc.ipynb #c007
 EPS = 1e-6  # Against a division by zero
@@ -182,43 +189,6 @@ def check_separate(
             "the batch it is in; use a network without, such as ConvNetD3 or ResNet18GN"
         )
 
-# %% ../../nbs/distillers/10_dc.ipynb #c035
-def class_batch(
-    data: Data,
-    k: int,  # Class
-    n: int,  # Images
-    seed: int,  # Of this step
-) -> torch.Tensor:  # [n, C,H,W] pixels
-    "`n` real images of one class, drawn without replacement"
-    c = data.per_class[k]
-    order = torch.randperm(len(c), generator=generator(seed, "real", k))
-    return as_pixels(data.train_images[c[order[:n]]])
-
-# %% ../../nbs/distillers/10_dc.ipynb #c035b
-def real_batch(
-    data: Data,
-    n: int,  # Images per class
-    seed: int,  # Of this step
-) -> torch.Tensor:  # [classes, n, C,H,W] pixels
-    "`n` real images of each class"
-    return torch.stack([class_batch(data, k, n, seed) for k in range(data.spec.classes)])
-
-# %% ../../nbs/distillers/10_dc.ipynb #c038
-def start_images(
-    data: Data,
-    ipc: int,  # Images per class
-    init: str,  # "real" images, or "noise" from a normal distribution in normalised units
-    seed: int,  # Of the run
-    normalise,  # Of a network: pixels -> normalised units
-) -> torch.Tensor:  # [classes, ipc, C,H,W], normalised
-    "Where the synthetic images start"
-    check_choice("init", init, ("real", "noise"))
-    spec = data.spec
-    shape = (spec.classes, ipc, spec.channels, spec.size, spec.size)
-    if init == "noise":
-        return torch.randn(shape, generator=generator(seed, "noise"))
-    return normalise(random(data, ipc, seed=seed).images).reshape(shape)
-
 # %% ../../nbs/distillers/10_dc.ipynb #c041
 LOOPS = {  # Images per class -> (outer, inner); the row of 5 is ours
     1: (1, 1),
@@ -310,64 +280,6 @@ def matching_step(
         total = total + d.sum()
     z.grad = torch.cat(grads)
     return total
-
-# %% ../../nbs/distillers/10_dc.ipynb #c056
-def resume(
-    z: torch.Tensor,  # Images, filled in place
-    optimiser,  # Of the images
-    state: dict,  # Of a run that was interrupted, or None
-) -> int:  # The step to go on with
-    "Put back images and momentum"
-    if not state:
-        return 0
-    with torch.no_grad():
-        z.copy_(state["images"])
-    optimiser.load_state_dict(state["optimiser"])
-    return state["iteration"]
-
-# %% ../../nbs/distillers/10_dc.ipynb #c056b
-def check_loss(
-    loss: torch.Tensor,  # One number
-    it: int,  # Iteration
-    method: str,  # Name of the distiller
-    rates: str = "lr_img",  # What may be too large
-):
-    "`ArithmeticError` if a run has diverged"
-    if not torch.isfinite(loss):
-        raise ArithmeticError(
-            f"the loss of {method} is {loss.item()} at iteration {it}: use a smaller {rates}"
-        )
-
-# %% ../../nbs/distillers/10_dc.ipynb #c056d
-def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def check_rates(
-    *,
-    momentum: float,
-    **rates,  # Learning rates by name
-):
-    "`InputError` unless SGD can run with these"
-    for name, rate in rates.items():
-        if not (_is_number(rate) and 0 < rate < float("inf")):
-            raise InputError(f"{name} must be a number above 0, got {rate!r}")
-    if not (_is_number(momentum) and 0 <= momentum < 1):
-        raise InputError(f"momentum must be a number from 0 to below 1, got {momentum!r}")
-
-# %% ../../nbs/distillers/10_dc.ipynb #c056f
-def check_image_options(
-    data: Data,
-    *,
-    iterations: int,
-    batch_real: int,
-    init: str,
-):
-    "`InputError` unless the images can start like that, and there are enough real ones"
-    check_int("iterations", iterations, 0)
-    smallest = min(map(len, data.per_class))
-    check_int("batch_real", batch_real, 1, smallest, f"the images of the smallest class of {data.spec.name}")
-    check_choice("init", init, ("real", "noise"))
 
 # %% ../../nbs/distillers/10_dc.ipynb #c051
 class _MatchingRun:

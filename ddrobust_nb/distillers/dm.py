@@ -17,7 +17,7 @@ from ..foundations.bands import check_frequency, steer, frequency_entry
 from ..foundations.data import Data
 from ..training.distilled import DistilledSet
 from ..training.distiller import balanced, distiller
-from ddrobust_nb.distillers.dc import (
+from ddrobust_nb.distillers.images import (
     check_image_options,
     check_loss,
     check_rates,

@@ -61,7 +61,8 @@ COLD = {
         "nearest_distinct": "on the CPU",
         "herd": "once a class",
     },
-    "dc": {"check_loss": "at a look", "_state": "at a save", "pixels": "at a look and at the end"},
+    "images": {"check_loss": "at a look"},
+    "dc": {"_state": "at a save", "pixels": "at a look and at the end"},
     "dm": {"_state": "at a save"},
     "mtt": {
         "train_expert": "copies the weights once an epoch",

@@ -11,22 +11,21 @@ from ddrobust_nb.foundations.data import specs
 from ddrobust_nb.training.distiller import balanced, distiller
 from ddrobust_nb.distillers.dc import (
     LOOPS,
-    class_batch,
+    all_at_once,
     distances,
     gradient_of,
+    largest_distance,
     loops,
     match_of,
     matched_weights,
     matcher,
     matching_step,
-    largest_distance,
     one_by_one,
     rows_apart,
     stacked,
-    start_images,
-    all_at_once,
     train_between,
 )
+from ddrobust_nb.distillers.images import class_batch, start_images
 from ddrobust_nb.distillers.dsa import siamese
 from ddrobust_nb.foundations.networks import ConvNet, make_network
 from test_distillers import distil, same

@@ -72,7 +72,7 @@ figures: $(VENV)/.installed
 # ---- the checks
 
 test: $(VENV)/.installed-dev
-	@$(STEP) "format and lint" "ruff format --check --quiet" "ruff check --quiet"
+	@$(STEP) "format and lint" "ruff format --check" "ruff check"
 	@$(STEP) "export and clean" "python tools/export.py" nbdev_clean
 	@$(STEP) "README is index.ipynb" "python tools/make_readme.py --check"
 	@$(STEP) "documentation" "python tools/build_docs.py"

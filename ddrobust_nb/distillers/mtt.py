@@ -35,7 +35,7 @@ from ..foundations.bands import check_frequency, steer, frequency_entry
 from ..foundations.data import Data
 from ..training.distilled import DistilledSet
 from ..training.distiller import Prerequisite, balanced, class_balanced, distiller, prepare
-from .dc import check_rates, start_images
+from .images import check_rates, start_images
 from ..foundations.compiling import compiled
 from ..foundations.networks import make_network
 from ..training.fit import Recipe, fit

@@ -140,7 +140,7 @@ def test_numbers(store, given, say):
 @pytest.mark.parametrize(
     "attacks, say",
     (
-        ("fgsm@-1/255", "eps must lie between 0 and 1"),
+        ("fgsm@-1/255", "eps must be between 0 and 1"),
         ("fgsm@2", "between 0 and 1"),
         ("fgsm@256/255", "between 0 and 1"),
         ("pgd@1.01@3", "between 0 and 1"),
@@ -157,8 +157,8 @@ def test_numbers(store, given, say):
         ("fgsm,,pgd", "cannot be read"),
         ("pgd@8/255@10@3", "NAME"),
         ("   ", "empty"),
-        ("quick,fgsm", "stands alone"),
-        ("quick@8/255", "stands alone"),
+        ("quick,fgsm", "write it by itself"),
+        ("quick@8/255", "write it by itself"),
         ("fgs", "unknown attack 'fgs': did you mean 'fgsm'"),
         ("FGSM", "did you mean 'fgsm'"),
         ("headlin", "did you mean 'headline'"),

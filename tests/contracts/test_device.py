@@ -54,11 +54,16 @@ COLD = {
         "_mean_loss": "at a look",
         "_finish": "at the end",
         "relabelling": "before the run",
-        "check_training": "before the run",
-        "check_labels": "before the run",
         "_check_recipe": "before the run",
     },
-    "dc": {"check_loss": "at a look", "_state": "at a save", "pixels": "at a look and at the end"},
+    "baselines": {
+        "kmeans": "on the CPU",
+        "nearest_distinct": "on the CPU",
+        "herd": "once a class",
+    },
+    "images": {"check_loss": "at a look"},
+    "dc": {"_state": "at a save", "pixels": "at a look and at the end"},
+    "dm": {"_state": "at a save"},
     "mtt": {
         "train_expert": "copies the weights once an epoch",
         "_opened": "before the run",
@@ -108,10 +113,7 @@ def waits(source, file="fit"):
         elif isinstance(node, ast.Raise):
             return  # the run ends
         elif isinstance(node, (ast.If, ast.IfExp)) and names(node.test) & LOOKS:
-            cold_part, hot_part = (
-                (node.orelse, node.body) if isinstance(node.test, ast.UnaryOp) else (node.body, node.orelse)
-            )
-            for part in hot_part if isinstance(hot_part, list) else [hot_part]:
+            for part in hot_branch(node):
                 visit(part, function, hot)
             return
         if hot and (what := wait_of(node, cold)) and (file, function, what.strip(".()")) not in ALLOWED_CALLS:
@@ -123,6 +125,13 @@ def waits(source, file="fit"):
 
     visit(ast.parse(source), "", False)
     return found
+
+
+def hot_branch(node):
+    "What runs in every pass of `if look: ... else: ...`"
+    is_negated = isinstance(node.test, ast.UnaryOp)
+    part = node.body if is_negated else node.orelse
+    return part if isinstance(part, list) else [part]
 
 
 def names(node):

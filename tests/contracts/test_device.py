@@ -102,7 +102,7 @@ ALLOWED_CALLS = {
 }  # After each piece; see there; before the loop
 
 
-def waits(source, file="fit"):
+def waits(source, file="fit"):  # noqa: C901 - one branch for each kind of node
     "What hot code of a file reads from the device: [(line, function, what)]"
     found, cold = [], {name for names in COLD.values() for name in names}
 

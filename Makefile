@@ -72,18 +72,18 @@ figures: $(VENV)/.installed
 # ---- the checks
 
 test: $(VENV)/.installed-dev
-	@$(STEP) "format and lint" "ruff format --check --quiet" "ruff check --quiet"
+	@$(STEP) "format and lint" "ruff format --check" "ruff check"
 	@$(STEP) "export and clean" "python tools/export.py" nbdev_clean
 	@$(STEP) "README is index.ipynb" "python tools/make_readme.py --check"
 	@$(STEP) "documentation" "python tools/build_docs.py"
-	@OMP_NUM_THREADS=1 $(STEP) "notebook tests" "nbdev_test --n_workers 2 --timing"
-	@$(STEP) "pytest" "python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu' --durations 5"
+	@OMP_NUM_THREADS=1 $(STEP) "notebook tests" "python tools/run_notebooks.py"
+	@$(STEP) "pytest" "python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu' --durations 5"
 	$(TOOK)
 
 test-slow: $(VENV)/.installed-dev
 	@flags="slow" marks="slow and not gpu"; \
 	if $(VENV)/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then flags="slow gpu" marks="slow or gpu"; fi; \
-	$(STEP) "slow notebook tests" "nbdev_test --n_workers 0 --timing --flags '$$flags'" && \
+	$(STEP) "slow notebook tests" "python tools/run_notebooks.py --workers 1 --flags '$$flags'" && \
 	$(STEP) "slow pytest" "python -m pytest --durations 10 -m '$$marks'"
 	$(TOOK)
 

@@ -180,9 +180,11 @@ def find_attack(
 
 # %% ../../nbs/attacks/10_attack.ipynb #c332
 def table_label(
-    name: str,  # Of any attack
+    name: str,  # Of any attack; "none" for no attack
 ) -> str:
     "An attack as tables name it; the name itself if it is not registered"
+    if name == "none":
+        return "clean"
     entry = attack.get(name)
     return entry.label if entry else name
 

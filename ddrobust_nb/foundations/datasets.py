@@ -12,7 +12,6 @@ __all__ = ['dataset', 'FOLDERS', 'CONTENT', 'find_root', 'where_to_put', 'offici
 import hashlib
 import inspect
 import os
-import pickle
 import shutil
 import socket
 import struct

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import ddrobust_nb
 from ..foundations.core import InputError
-from ..results.store import Busy, Store, alone, write_json
+from ..results.store import Busy, Store, locked, write_json
 
 # %% ../../nbs/grid/25_notebook.ipynb #c005
 def rows_complete(
@@ -248,7 +248,7 @@ def run_one(
 ) -> CellReport:  # done, failed or elsewhere
     "Run one cell in a worker, unless it is done or another run has it"
     try:
-        with alone(Store(Path(store)), "cells", key, wait=wait):
+        with locked(Store(Path(store)), "cells", key, wait=wait):
             folder = Path(out)
             name = Path(notebook).stem
             if is_done(folder, name):

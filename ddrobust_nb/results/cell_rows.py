@@ -299,25 +299,7 @@ def all_flags(
                 found[key] = evaluation.flags.to(torch.uint8)
     return found | {"index": attacked_index(first.data, first.n_test)}
 
-# %% ../../nbs/results/57_cell_rows.ipynb #c044
-def write_out(
-    *finished: Finished,  # The cell itself first, then what is shown beside it
-) -> list:  # All rows
-    "Fill the `out` folder of a cell"
-    cell = finished[0].cell
-    rows = [row for one in finished for row in one.rows]
-    used = {artefact for one in finished for artefact in artefacts(one.cell)}
-    cell.out.mkdir(parents=True, exist_ok=True)
-    card = dict(name=cell.name, key=cell.key, **cell_config(cell), artefacts=sorted(used))
-    write_json(cell.out / "cell.json", card)
-    write_results(rows, cell.out)  # before all that is large: a full disk may cost copies, not rows
-    save_file(all_flags(finished), cell.out / "flags.safetensors")
-    for one in finished:
-        _write_set(one, cell.out)
-        _write_models(one, cell.out)
-    return rows
-
-
+# %% ../../nbs/results/57_cell_rows.ipynb #c983
 def _write_set(finished, out):
     "The set that a cell distilled, and the teacher that relabels it"
     cell, distilled = finished.cell, finished.distilled
@@ -350,3 +332,21 @@ def _write_models(finished, out):
             labels=training["labels"],
         )
         write_json(file.with_suffix(".json"), card)
+
+# %% ../../nbs/results/57_cell_rows.ipynb #c044
+def write_out(
+    *finished: Finished,  # The cell itself first, then what is shown beside it
+) -> list:  # All rows
+    "Fill the `out` folder of a cell"
+    cell = finished[0].cell
+    rows = [row for one in finished for row in one.rows]
+    used = {artefact for one in finished for artefact in artefacts(one.cell)}
+    cell.out.mkdir(parents=True, exist_ok=True)
+    card = dict(name=cell.name, key=cell.key, **cell_config(cell), artefacts=sorted(used))
+    write_json(cell.out / "cell.json", card)
+    write_results(rows, cell.out)  # before all that is large: a full disk may cost copies, not rows
+    save_file(all_flags(finished), cell.out / "flags.safetensors")
+    for one in finished:
+        _write_set(one, cell.out)
+        _write_models(one, cell.out)
+    return rows

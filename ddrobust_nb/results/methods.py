@@ -30,34 +30,7 @@ class MethodFile:
 
 FILES = {}  # digest -> `MethodFile`, of this process
 
-# %% ../../nbs/results/45_methods.ipynb #c014
-def load_methods(
-    file: str,  # Path of a Python file
-) -> MethodFile:
-    "Register the methods of a file"
-    path = check_path("methods", file).absolute()
-    if path.suffix != ".py" or not path.is_file():
-        raise InputError(
-            f"methods={file} is not a Python file: give a .py file with functions under @distiller or @attack"
-        )
-    contents = path.read_bytes()
-    digest = hashlib.sha256(contents).hexdigest()[:16]
-    if digest in FILES:
-        return FILES[digest]
-    distiller.find()
-    attack.find()
-    before = [dict(kept) for kept in (distiller, attack, FILES)]
-    try:
-        _forget(path)
-        FILES[digest] = _run(path, contents, digest)
-    except BaseException:
-        for kept, values in zip((distiller, attack, FILES), before):
-            kept.clear()
-            kept.update(values)
-        raise
-    return FILES[digest]
-
-
+# %% ../../nbs/results/45_methods.ipynb #c981
 def _forget(path):
     "Take out what an earlier version of a file registered"
     for loaded in [known for known in FILES.values() if known.path == path]:
@@ -93,6 +66,33 @@ def _new_names(registry, before, path):
                 f"methods={path} registers {name!r}, which is the name of another {registry.kind}: choose another name"
             )
     return tuple(name for name in registry if name not in before)
+
+# %% ../../nbs/results/45_methods.ipynb #c014
+def load_methods(
+    file: str,  # Path of a Python file
+) -> MethodFile:
+    "Register the methods of a file"
+    path = check_path("methods", file).absolute()
+    if path.suffix != ".py" or not path.is_file():
+        raise InputError(
+            f"methods={file} is not a Python file: give a .py file with functions under @distiller or @attack"
+        )
+    contents = path.read_bytes()
+    digest = hashlib.sha256(contents).hexdigest()[:16]
+    if digest in FILES:
+        return FILES[digest]
+    distiller.find()
+    attack.find()
+    before = [dict(kept) for kept in (distiller, attack, FILES)]
+    try:
+        _forget(path)
+        FILES[digest] = _run(path, contents, digest)
+    except BaseException:
+        for kept, values in zip((distiller, attack, FILES), before):
+            kept.clear()
+            kept.update(values)
+        raise
+    return FILES[digest]
 
 # %% ../../nbs/results/45_methods.ipynb #c018
 def code_of(

@@ -121,7 +121,7 @@ def given_parameters(
 # %% ../../nbs/results/50_plan.ipynb #c016
 _AUTOMATIC = ("network", "distill_network", "attacks", "select", "device", "n_test", "n_models")
 _EMPTY = ("data_root", "distilled", "checkpoint", "methods", "store", "out")
-NEUTRAL = {name: ("", "auto") for name in _AUTOMATIC} | {name: ("",) for name in _EMPTY}
+NEUTRAL = dict.fromkeys(_AUTOMATIC, ("", "auto")) | dict.fromkeys(_EMPTY, ("",))
 
 
 def without_neutral(given: dict) -> dict:
@@ -273,53 +273,7 @@ def identify(
     check_int("ipc", ipc, 1, smallest_class, f"the images of the smallest class of {data.spec.name}")
     return method, ipc, DistilledHere()
 
-# %% ../../nbs/results/50_plan.ipynb #c040
-def complete_cell(
-    asked: dict,  # All parameters
-    data: Data,
-    method: str,
-    ipc: int,
-    source: Source,
-    **known,  # Fields of `Cell` that are decided already
-) -> Cell:
-    "A cell without a key: everything that the parameters leave open is decided"
-    protocol = protocol_for(asked["protocol"], data.spec)
-    n_test = _n_test(asked["n_test"], protocol, data)
-    check_classes(known["configs"], data)
-    preset = preset_options(protocol.name, method, data.spec.name, ipc).get("network", "auto")
-    network = _network([asked["network"], source.network, preset], data)
-    usual = "auto" if source.given else distiller[method].network or "auto"  # of the method
-    distill_network = _network([asked["distill_network"], preset, usual], data)
-    options = {}
-    if isinstance(source, GivenModel):
-        read_weights(source.checkpoint, make_network(network, data.spec, device="meta"))
-    if source.given:
-        distill_network = _network_of_card(source.dset)
-    else:
-        options = complete_options(method, protocol.name, data, ipc, asked["options"], distill_network)
-    recipe = recipe_for(protocol, method, data.spec, ipc or _images_per_class(source.dset), asked["select"])
-    weights = "" if source.given else published(method, data.spec, network)
-    if weights:
-        source = Published(weights)
-    if isinstance(source, GivenSet):
-        source.check_labels(recipe)
-    return Cell(
-        method=method,
-        ipc=ipc,
-        data=data,
-        network=network,
-        distill_network=distill_network,
-        protocol=protocol,
-        recipe=recipe,
-        options=options,
-        n_test=n_test,
-        n_models=_n_models(asked["n_models"], source, protocol, network, data),
-        seed=asked["seed"],
-        source=source,
-        **known,
-    )
-
-
+# %% ../../nbs/results/50_plan.ipynb #c982
 def _n_test(asked, protocol, data):
     "How many test images are attacked"
     n_test = asked
@@ -354,6 +308,52 @@ def _n_models(asked, source, protocol, network, data):
             f"n_models must be 1, got {asked}: there is one set of published weights of {network} on {data.spec.name}"
         )
     return 1
+
+# %% ../../nbs/results/50_plan.ipynb #c040
+def complete_cell(
+    asked: dict,  # All parameters
+    data: Data,
+    method: str,
+    ipc: int,
+    source: Source,
+    **known,  # Fields of `Cell` that are decided already
+) -> Cell:
+    "A cell without a key: everything that the parameters leave open is decided"
+    protocol = protocol_for(asked["protocol"], data.spec)
+    n_test = _n_test(asked["n_test"], protocol, data)
+    check_classes(known["configs"], data)
+    preset = preset_options(protocol.name, method, data.spec.name, ipc).get("network", "auto")
+    network = _network([asked["network"], source.network, preset], data)
+    own = "auto" if source.given else distiller[method].network or "auto"  # the method's own
+    distill_network = _network([asked["distill_network"], preset, own], data)
+    options = {}
+    if isinstance(source, GivenModel):
+        read_weights(source.checkpoint, make_network(network, data.spec, device="meta"))
+    if source.given:
+        distill_network = _network_of_card(source.dset)
+    else:
+        options = complete_options(method, protocol.name, data, ipc, asked["options"], distill_network)
+    recipe = recipe_for(protocol, method, data.spec, ipc or _images_per_class(source.dset), asked["select"])
+    weights = "" if source.given else published(method, data.spec, network)
+    if weights:
+        source = Published(weights)
+    if isinstance(source, GivenSet):
+        source.check_labels(recipe)
+    return Cell(
+        method=method,
+        ipc=ipc,
+        data=data,
+        network=network,
+        distill_network=distill_network,
+        protocol=protocol,
+        recipe=recipe,
+        options=options,
+        n_test=n_test,
+        n_models=_n_models(asked["n_models"], source, protocol, network, data),
+        seed=asked["seed"],
+        source=source,
+        **known,
+    )
 
 # %% ../../nbs/results/50_plan.ipynb #c970
 def method_codes(cell: Cell) -> dict:  # Empty, or with one entry

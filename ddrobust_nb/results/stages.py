@@ -129,7 +129,7 @@ def distil_cell(
         return Distilled(None, key, origin=source.origin)
     if isinstance(source, GivenSet):
         teacher = read_teacher(cell, source.dset, source.teacher) if source.teacher else None
-        return Distilled(source.dset, key, teacher, source.origin)
+        return Distilled(source.dset, key, teacher=teacher, origin=source.origin)
     if isinstance(source, WholeTraining):
         return Distilled(run_distiller(cell), key, origin=source.origin)
     files = prerequisite_parts(cell)
@@ -140,10 +140,9 @@ def distil_cell(
     dset = cached(cell.store, "distil", key, distil_config(cell), make, save_set, load_set)
     if not dset.teacher:
         return Distilled(dset, key, origin=source.origin)
-    teachers = [
-        files[key] for key, part in needed_parts(cell).items() if part.prerequisite.stage == "teacher"
-    ]
-    return Distilled(dset, key, read_teacher(cell, dset, *teachers), source.origin)
+    parts = needed_parts(cell)
+    teachers = [file for key, file in files.items() if parts[key].prerequisite.stage == "teacher"]
+    return Distilled(dset, key, teacher=read_teacher(cell, dset, *teachers), origin=source.origin)
 
 # %% ../../nbs/results/55_stages.ipynb #c022
 @dataclass(frozen=True)

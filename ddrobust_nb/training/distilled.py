@@ -186,7 +186,7 @@ def check_training(
     if labels is not None:
         check_training_labels(labels, n, spec.classes)
 
-
+# %% ../../nbs/training/10_distilled.ipynb #c024b
 def check_set(dset: DistilledSet) -> DistilledSet:
     "The set itself, or `InputError` if its images and labels cannot be what they claim"
     check_training(dset.images, dset.labels, dset.spec)

@@ -183,7 +183,7 @@ def same(a, b):
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, (list, tuple)):
-        return type(a) == type(b) and len(a) == len(b) and all(map(same, a, b))
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     return a == b
 
 
@@ -240,7 +240,7 @@ def matching_step(net):
     gradient, match, params = (
         dc.gradient_of(net.body),
         dc.matcher(net, "ours", 2, 10),
-        dc.matched(net.body, "ours"),
+        dc.matched_weights(net.body, "ours"),
     )
     return dc.matching_step(DATA, net, gradient, match, params, classwise(net)[1], 0, batch_real=3)
 
@@ -284,7 +284,7 @@ DOES_NOT_ASK = {  # Looks at the network, or copies it: any mode will do
     "attacks.running.place_model": lambda net: running.place_model(net, "cpu"),
     "attacks.autoattack.ThreeChannels": lambda net: autoattack.ThreeChannels(net),
     "fast.convolution.with_winograd": lambda net: convolution.with_winograd(net),
-    "distillers.dc.matched": lambda net: dc.matched(net.body, "ours"),
+    "distillers.dc.matched_weights": lambda net: dc.matched_weights(net.body, "ours"),
     "distillers.dc.gradient_of": lambda net: dc.gradient_of(net.body),
     "distillers.dc.match_of": lambda net: dc.match_of(net.body, "ours"),
     "distillers.dc.matcher": lambda net: dc.matcher(net, "ours", 1, 10),

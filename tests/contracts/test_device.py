@@ -54,15 +54,22 @@ COLD = {
         "_mean_loss": "at a look",
         "_finish": "at the end",
         "relabelling": "before the run",
-        "check_training": "before the run",
-        "check_labels": "before the run",
         "_check_recipe": "before the run",
     },
-    "dc": {"check_loss": "at a look", "_state": "at a save", "pixels": "at a look and at the end"},
+    "baselines": {
+        "kmeans": "on the CPU",
+        "nearest_distinct": "on the CPU",
+        "herd": "once a class",
+    },
+    "images": {"check_loss": "at a look"},
+    "dc": {"_state": "at a save", "pixels": "at a look and at the end"},
+    "dm": {"_state": "at a save"},
     "mtt": {
         "train_expert": "copies the weights once an epoch",
-        "_opened": "before the run",
-        "_check_path": "before the run",
+        "add_snapshot": "copies the weights once an epoch",
+        "_open_expert": "before the run",
+        "_read_card": "before the run",
+        "_check_snapshots": "before the run",
         "__init__": "before the run",
         "state": "at a save",
         "_check_finite": "at a look",
@@ -74,6 +81,7 @@ COLD = {
         "images": "at a save and after each piece",
         "pixels": "at a look and at the end",
         "as_jpeg": "at the end",
+        "_labels_of": "at the end",
     },
     "queries": {"__init__": "once per chunk", "passes_before_compiling": "once per chunk"},
     "fgsm": {"show_adversarial": "a picture"},
@@ -94,7 +102,7 @@ ALLOWED_CALLS = {
 }  # After each piece; see there; before the loop
 
 
-def waits(source, file="fit"):
+def waits(source, file="fit"):  # noqa: C901 - one branch for each kind of node
     "What hot code of a file reads from the device: [(line, function, what)]"
     found, cold = [], {name for names in COLD.values() for name in names}
 
@@ -108,10 +116,7 @@ def waits(source, file="fit"):
         elif isinstance(node, ast.Raise):
             return  # the run ends
         elif isinstance(node, (ast.If, ast.IfExp)) and names(node.test) & LOOKS:
-            cold_part, hot_part = (
-                (node.orelse, node.body) if isinstance(node.test, ast.UnaryOp) else (node.body, node.orelse)
-            )
-            for part in hot_part if isinstance(hot_part, list) else [hot_part]:
+            for part in hot_branch(node):
                 visit(part, function, hot)
             return
         if hot and (what := wait_of(node, cold)) and (file, function, what.strip(".()")) not in ALLOWED_CALLS:
@@ -125,6 +130,13 @@ def waits(source, file="fit"):
     return found
 
 
+def hot_branch(node):
+    "What runs in every pass of `if look: ... else: ...`"
+    is_negated = isinstance(node.test, ast.UnaryOp)
+    part = node.body if is_negated else node.orelse
+    return part if isinstance(part, list) else [part]
+
+
 def names(node):
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
 
@@ -132,7 +144,8 @@ def names(node):
 def whole_run(function):
     "A distiller, or a function with a progress bar or that calls the one of `fit`: called once, and the loop is in it"
     return bool(
-        {"distiller", "progress", "_train"} & set.union(names(function), *map(names, function.decorator_list))
+        {"distiller", "progress", "_train", "_match_all", "recover"}
+        & set.union(names(function), *map(names, function.decorator_list))
     )
 
 

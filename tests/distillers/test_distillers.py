@@ -9,7 +9,7 @@ from ddrobust_nb.foundations.data import as_pixels, specs
 from ddrobust_nb.distillers.baselines import embed, random
 from ddrobust_nb.training.distilled import hard_labels, load_set, save_set
 from ddrobust_nb.training.distiller import balanced, distiller, own_options
-from ddrobust_nb.distillers.dc import real_batch, start_images
+from ddrobust_nb.distillers.images import real_batch, start_images
 from ddrobust_nb.distillers.dm import PIECE, _dm_step, dm, dm_loss
 from ddrobust_nb.distillers.dsa import augment_pair
 from ddrobust_nb.foundations.networks import ConvNet, make_network
@@ -258,9 +258,10 @@ def pair(classes=3, n=6, ipc=2, channels=3, size=8, seed=0):
 
 def test_one_forward_pass_or_one_per_class(data):
     body, (real, syn) = make_network(NETWORK, data.spec).body.requires_grad_(False), pair()
-    loop = lambda s: sum(
-        (body.embed(r).mean(0) - body.embed(x).mean(0)).pow(2).sum() for r, x in zip(real, s)
-    )
+
+    def loop(s):
+        return sum((body.embed(r).mean(0) - body.embed(x).mean(0)).pow(2).sum() for r, x in zip(real, s))
+
     a, b = syn.clone().requires_grad_(), syn.clone().requires_grad_()
     one, many = dm_loss(body, real, a), loop(b)
     torch.testing.assert_close(one, many, atol=0, rtol=1e-6)
@@ -313,7 +314,7 @@ def test_with_batch_norm_the_size_of_a_piece_does_not_matter_and_nothing_moves(d
     for size in (1, 7, 128):
         monkeypatch.setitem(PIECE, "cpu", size)
         losses.append(dm_loss(body, real, syn))
-    assert len({l.item() for l in losses}) == 1
+    assert len({loss.item() for loss in losses}) == 1
     losses[-1].backward()
     assert syn.grad.abs().sum() > 0 and all(torch.equal(v, before[k]) for k, v in body.state_dict().items())
 
@@ -484,7 +485,10 @@ def test_dm_brings_features_nearer():
     def distance(images):
         nets = [make_network(name, data.spec, seed=1000 + i) for i in range(4)]
         real = torch.cat([as_pixels(data.train_images[c[:12]]) for c in data.per_class])
-        shaped = lambda net, x: net.normalise(x).unflatten(0, (3, -1))
+
+        def shaped(net, x):
+            return net.normalise(x).unflatten(0, (3, -1))
+
         with torch.no_grad():
             return sum(dm_loss(net.body, shaped(net, real), shaped(net, images)) for net in nets)
 

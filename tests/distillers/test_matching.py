@@ -11,29 +11,28 @@ from ddrobust_nb.foundations.data import specs
 from ddrobust_nb.training.distiller import balanced, distiller
 from ddrobust_nb.distillers.dc import (
     LOOPS,
-    class_batch,
+    all_at_once,
     distances,
     gradient_of,
+    largest_distance,
     loops,
     match_of,
-    matched,
+    matched_weights,
     matcher,
     matching_step,
-    most,
     one_by_one,
     rows_apart,
     stacked,
-    start_images,
-    together,
     train_between,
 )
+from ddrobust_nb.distillers.images import class_batch, start_images
 from ddrobust_nb.distillers.dsa import siamese
 from ddrobust_nb.foundations.networks import ConvNet, make_network
 from test_distillers import distil, same
 from tiny import NETWORK, as_stored, tiny_data
 
 METHODS = ["dc", "dsa"]
-WAYS = {"one by one": one_by_one, "together": together}
+WAYS = {"one by one": one_by_one, "together": all_at_once}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +60,7 @@ def flat(gradients):
 @pytest.mark.parametrize("distance", distances)
 def test_distance_and_gradient_of_the_original(distance, way, case):
     g, body, real, syn, y = case
-    params, gradient = matched(body, distance), gradient_of(body)
+    params, gradient = matched_weights(body, distance), gradient_of(body)
     targets = stacked([gradient(params, x, y[k].expand(8)) for k, x in enumerate(real)])
     grads, d = WAYS[way](match_of(body, distance))(params, targets, syn, y.repeat(1, 2))
     want, tolerance = (
@@ -118,10 +117,12 @@ def test_a_row_of_zeros_is_no_accident():
 
 def test_which_weights_count():
     body = make_network("ConvNetD3", specs["cifar10"]).body
-    assert most(matched(body, "ours"), "ours") == 394 and all(
-        p.ndim > 1 for p in matched(body, "ours").values()
+    assert largest_distance(matched_weights(body, "ours"), "ours") == 394 and all(
+        p.ndim > 1 for p in matched_weights(body, "ours").values()
     )
-    assert len(matched(body, "mse")) == len(matched(body, "cos")) == len(list(body.parameters()))
+    assert (
+        len(matched_weights(body, "mse")) == len(matched_weights(body, "cos")) == len(list(body.parameters()))
+    )
 
 
 # ---- four ways to one number
@@ -148,11 +149,11 @@ def forwards(body, params, target, x, y, apart):
 def test_loop_vmap_jvp_and_double_backward_agree(distance, network, ipc):
     spec, g = tiny_data(size=16).spec, torch.Generator().manual_seed(1)
     body = make_network(network, spec).double().body.requires_grad_(False)
-    params, y = matched(body, distance), torch.arange(3)[:, None].repeat(1, ipc)
+    params, y = matched_weights(body, distance), torch.arange(3)[:, None].repeat(1, ipc)
     real, x = (torch.randn(3, n, 3, 16, 16, generator=g, dtype=torch.float64) for n in (6, ipc))
     targets = [gradient_of(body)(params, real[k], y[k, :1].expand(6)) for k in range(3)]
     match = match_of(body, distance)
-    a, b = (way(match)(params, stacked(targets), x, y)[0] for way in (one_by_one, together))
+    a, b = (way(match)(params, stacked(targets), x, y)[0] for way in (one_by_one, all_at_once))
     c, d = (
         torch.stack([f(body, params, targets[k], x[k], y[k], distances[distance]) for k in range(3)])
         for f in (double_backward, forwards)
@@ -176,9 +177,9 @@ def test_compiled_is_the_same_function(monkeypatch):
     monkeypatch.setenv("DDROBUST_COMPILE", "always")
     spec, g = tiny_data().spec, torch.Generator().manual_seed(1)
     net = make_network(NETWORK, spec).double().requires_grad_(False)
-    params, y = matched(net.body, "ours"), torch.arange(3)[:, None].repeat(1, 2)
+    params, y = matched_weights(net.body, "ours"), torch.arange(3)[:, None].repeat(1, 2)
     real, x = (torch.randn(3, n, 3, 8, 8, generator=g, dtype=torch.float64) for n in (6, 2))
-    fast, slow = matcher(net, "ours", 2, 0), together(match_of(net.body, "ours"))
+    fast, slow = matcher(net, "ours", 2, 0), all_at_once(match_of(net.body, "ours"))
     for seed in (0, 1):  # other weights in the same place
         net.load_state_dict(make_network(NETWORK, spec, seed=seed).double().state_dict())
         targets = stacked([gradient_of(net.body)(params, real[k], y[k, :1].expand(6)) for k in range(3)])
@@ -191,13 +192,16 @@ def test_the_gradient_reaches_the_images_through_augmentation(strategy):
     "More classes than go at a time; against automatic differentiation of the whole thing"
     data = tiny_data((3,) * 12)
     net = make_network(NETWORK, data.spec).double().requires_grad_(False)
-    params, gradient = matched(net.body, "ours"), gradient_of(net.body)
+    params, gradient = matched_weights(net.body, "ours"), gradient_of(net.body)
     z = torch.randn(
         12, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     ).requires_grad_()
-    pair = lambda x, seed, k: siamese(x, strategy, seed, k)
+
+    def pair(x, seed, k):
+        return siamese(x, strategy, seed, k)
+
     matching_step(
-        data, net, gradient, together(match_of(net.body, "ours")), params, z, 5, batch_real=3, pair=pair
+        data, net, gradient, all_at_once(match_of(net.body, "ours")), params, z, 5, batch_real=3, pair=pair
     )
     total = 0
     for k in range(12):
@@ -237,6 +241,12 @@ def test_the_card_has_the_numbers_that_were_used(method, data):
     assert config.get("augment") == (None if method == "dc" else strategy_for(data.spec))
 
 
+def gradient_by_hand(net, strategy, seed, k, x, **kw):
+    "Of one class, by autograd"
+    loss = F.cross_entropy(net.body(siamese(x, strategy, seed, k)), torch.full((len(x),), k))
+    return torch.autograd.grad(loss, list(net.parameters()), **kw)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_is_the_program_of_the_paper(method, data):
     "Written again the slow way: a class at a time, double backward, an optimiser for the network, momentum by hand"
@@ -254,16 +264,13 @@ def test_is_the_program_of_the_paper(method, data):
             here, total = derive_seed(7, "matching", it * c["outer"] + turn), 0
             z = z.detach().requires_grad_()
             for k in range(3):
-
-                def gradient(x, **kw):
-                    loss = F.cross_entropy(net.body(siamese(x, strategy, here, k)), torch.full((len(x),), k))
-                    return torch.autograd.grad(loss, list(net.parameters()), **kw)
-
-                real = [g.detach() for g in gradient(net.normalise(class_batch(data, k, 6, here)))]
-                total = total + sum(map(rows_apart, real, gradient(z[k], create_graph=True)))
+                real_images = net.normalise(class_batch(data, k, 6, here))
+                real = [g.detach() for g in gradient_by_hand(net, strategy, here, k, real_images)]
+                synthetic = gradient_by_hand(net, strategy, here, k, z[k], create_graph=True)
+                total = total + sum(map(rows_apart, real, synthetic))
             velocity = c["momentum"] * velocity + torch.autograd.grad(total, z)[0]
             z = (z - c["lr_img"] * velocity).detach()
-            seen.append(total.item() / 3 / most(matched(net.body, "ours"), "ours"))
+            seen.append(total.item() / 3 / largest_distance(matched_weights(net.body, "ours"), "ours"))
             if turn == c["outer"] - 1:
                 continue
             for epoch in range(c["inner"]):
@@ -387,8 +394,8 @@ def test_gradients_come_nearer(method):
                 data,
                 net,
                 gradient_of(net.body),
-                together(match_of(net.body, "ours")),
-                matched(net.body, "ours"),
+                all_at_once(match_of(net.body, "ours")),
+                matched_weights(net.body, "ours"),
                 z,
                 0,
                 batch_real=12,
@@ -453,8 +460,11 @@ def test_resnet18_with_group_norm_can_match():
 def test_a_step_leaves_nothing_on_the_cpu(strategy, data):
     "On a device without numbers: a tensor forgotten on the CPU is an error there as it is on a GPU"
     net = make_network(NETWORK, data.spec, device="meta").requires_grad_(False)
-    params, gradient = matched(net.body, "ours"), gradient_of(net.body)
-    pair = lambda x, seed, k: siamese(x, strategy, seed, k)
+    params, gradient = matched_weights(net.body, "ours"), gradient_of(net.body)
+
+    def pair(x, seed, k):
+        return siamese(x, strategy, seed, k)
+
     for ipc in (2, 3):
         z = torch.zeros(3, ipc, 3, 8, 8, device="meta").requires_grad_()
         d = matching_step(

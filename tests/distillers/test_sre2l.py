@@ -173,7 +173,7 @@ def test_groups_are_what_each_would_be_alone(teacher):
 
     together, grad = loss_of(x, y)
     alone = [loss_of(x[i : i + 1], y[i : i + 1]) for i in range(4)]
-    assert together == pytest.approx(sum(l for l, _ in alone), rel=1e-5)
+    assert together == pytest.approx(sum(loss for loss, _ in alone), rel=1e-5)
     torch.testing.assert_close(grad, torch.cat([d for _, d in alone]), rtol=1e-4, atol=1e-6)
     assert loss_of(x.flatten(0, 1)[None], y.reshape(1, -1))[0] * 4 != pytest.approx(
         together, rel=1e-3
@@ -231,12 +231,12 @@ def test_recovery_is_the_loop_of_the_paper(data, part, teacher):
             with bn_inputs(teacher.body) as seen:
                 logits = teacher.body(x.roll(rolls, (2, 3)))
             r = sum(
-                (10 if l == 0 else 1)
+                (10 if layer == 0 else 1)
                 * (
                     (z.var((0, 2, 3), correction=0) - m.running_var).norm()
                     + (z.mean((0, 2, 3)) - m.running_mean).norm()
                 )
-                for l, (m, z) in enumerate(seen)
+                for layer, (m, z) in enumerate(seen)
             )
             opt.zero_grad()
             (F.cross_entropy(logits, torch.arange(3)) + 0.01 * r).backward()
@@ -293,7 +293,10 @@ def test_resumed_in_any_piece(options, data, part, monkeypatch):
 
 def test_one_view_per_group():
     x = torch.rand(2, 3, 3, 16, 16, generator=generator(0, "x"))
-    draws = lambda: [generator(0, "g", i) for i in range(2)]
+
+    def draws():
+        return [generator(0, "g", i) for i in range(2)]
+
     rolled = recover_view(x, draws(), 4)
     for images, out, g in zip(x, rolled, draws()):
         shift = torch.randint(5, (2,), generator=g).tolist()

@@ -1,7 +1,6 @@
 "Trajectory matching: golden numbers of the original programs, three ways to one gradient, experts that fit, sets that resume."
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -436,7 +435,7 @@ def test_divergence_names_the_knobs(name, data, parts):
 
 
 def test_soft_labels_are_what_the_expert_sees(data, parts):
-    last, kept = [], []
+    last = []
     tesla(
         data,
         2,

@@ -22,7 +22,7 @@ def make_tree(
     path, classes=("a", "b"), train=3, test=2, size=32, channels=3, halves=("train", "test"), end="png"
 ):
     for half, n in zip(halves, (train, test)):
-        for c, name in enumerate(classes):
+        for name in classes:
             for i, pixels in enumerate(noise(n, size, channels, seed=hash_of(half, name))):
                 write(path / half / name / f"{i}.{end}", pixels)
     return path

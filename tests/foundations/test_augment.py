@@ -72,9 +72,16 @@ def original_draws(seed, n):
         return f()[:1]
 
     category = FULL.split("_")[drawn(lambda: torch.randint(0, 6, (1,))).item()]
-    u = lambda: drawn(lambda: torch.rand(n))
-    whole = lambda low, high: drawn(lambda: torch.randint(low, high, (n,)))
-    between = lambda: u() * (1.2 - 1 / 1.2) + 1 / 1.2
+
+    def u():
+        return drawn(lambda: torch.rand(n))
+
+    def whole(low, high):
+        return drawn(lambda: torch.randint(low, high, (n,)))
+
+    def between():
+        return u() * (1.2 - 1 / 1.2) + 1 / 1.2
+
     draws = {
         "color": lambda: {"brightness": (u() - 0.5,), "saturation": (u() * 2,), "contrast": (u() + 0.5,)},
         "crop": lambda: {"crop": (whole(-4, 5), whole(-4, 5))},
@@ -100,7 +107,7 @@ def test_siamese_batches_are_the_original_ones(golden):
                 y,
                 atol=2e-5 if category in ("scale", "rotate") else 1e-6,
                 rtol=0,
-                msg=lambda m: f"{category}, seed {seed}: {m}",
+                msg=lambda m, category=category, seed=seed: f"{category}, seed {seed}: {m}",
             )
 
 

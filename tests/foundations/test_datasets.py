@@ -57,10 +57,10 @@ def test_bad_roots(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / ".hidden").mkdir()
     for name in ("digits", "cifar10", "imagenette"):
-        assert "does not exist" in error(lambda: load_data(name, tmp_path / "no"))
-        assert "is a file" in error(lambda: load_data(name, str(tmp_path / "file")))
-        assert "is empty" in error(lambda: load_data(name, tmp_path / "empty"))
-        assert "must be the path" in error(lambda: load_data(name, 3))
+        assert "does not exist" in error(lambda name=name: load_data(name, tmp_path / "no"))
+        assert "is a file" in error(lambda name=name: load_data(name, str(tmp_path / "file")))
+        assert "is empty" in error(lambda name=name: load_data(name, tmp_path / "empty"))
+        assert "must be the path" in error(lambda name=name: load_data(name, 3))
     assert "is not a path" in error(lambda: load_data("digits", "a\0b"))
     assert not (tmp_path / "home").exists()
 
@@ -91,7 +91,7 @@ def test_root_from_the_environment_and_its_default(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", sorted(set(specs) - {"digits"}))
 def test_missing_datasets_say_what_to_put_where(name, tmp_path):
     (tmp_path / "something else").mkdir()
-    text = error(lambda: load_data(name, tmp_path))
+    text = error(lambda name=name: load_data(name, tmp_path))
     assert "no download" in text and "put " in text and str(tmp_path) in text
     assert os.listdir(tmp_path) == ["something else"]
     error(lambda: load_data(name))
@@ -114,7 +114,7 @@ def test_unknown_options(tmp_path):
     assert "takes no options" in error(lambda: load_data("digits", size=64))
     assert "did you mean 'size'" in error(lambda: load_data("imagenette", sizes=64))
     for size in (0, -1, 4, 2.5, True, 5000):
-        assert "size must be" in error(lambda: load_data(f"folder:{tmp_path}", size=size))
+        assert "size must be" in error(lambda size=size: load_data(f"folder:{tmp_path}", size=size))
 
 
 # ---- official layouts
@@ -139,9 +139,16 @@ def write_cifar(path, files, key, classes, per_file, python2=False):
 
 def python2_pickle(data, key, labels):
     "The bytes that Python 2 wrote: its `str` opcodes, which today's pickle only reads"
-    text = lambda s: b"U" + bytes([len(s)]) + s
-    long = lambda s: b"T" + struct.pack("<i", len(s)) + s
-    number = lambda i: b"M" + struct.pack("<H", i)
+
+    def text(s):
+        return b"U" + bytes([len(s)]) + s
+
+    def long(s):
+        return b"T" + struct.pack("<i", len(s)) + s
+
+    def number(i):
+        return b"M" + struct.pack("<H", i)
+
     array = (
         b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\0\x85"
         + text(b"b")
@@ -219,9 +226,12 @@ def test_damaged_cifar(tmp_path):
     ):
         (tmp_path / "cifar10/test_batch").write_bytes(bad)
         assert "test_batch' is not a batch" in error(lambda: load_data("cifar10", tmp_path))
-    write_labels = lambda labels: (tmp_path / "cifar10/test_batch").write_bytes(
-        pickle.dumps({"data": noise(20, 32).reshape(20, 3072), "labels": labels})
-    )
+
+    def write_labels(labels):
+        return (tmp_path / "cifar10/test_batch").write_bytes(
+            pickle.dumps({"data": noise(20, 32).reshape(20, 3072), "labels": labels})
+        )
+
     for labels in ([0] * 20, list(range(20)), [-1] * 20):
         write_labels(labels)
         assert "not those of cifar10" in error(lambda: load_data("cifar10", tmp_path))
@@ -262,9 +272,9 @@ def test_idx(tmp_path, name, folder, zipped):
     good = file.read_bytes()
     for bad in (good[:-5], b"", good[:3], b"\0\0\x0d" + good[3:]):
         file.write_bytes(bad)
-        assert file.name in error(lambda: load_data(name, tmp_path))
+        assert file.name in error(lambda name=name: load_data(name, tmp_path))
     file.unlink()
-    assert "has no file t10k-images" in error(lambda: load_data(name, tmp_path))
+    assert "has no file t10k-images" in error(lambda name=name: load_data(name, tmp_path))
 
 
 def make_tiny(path, classes=200):

@@ -166,8 +166,13 @@ def test_a_network_that_is_sure_keeps_its_gradient(kind):
         sure.body.classifier.bias.mul_(50)
     right = predict(sure, X, "cpu") == Y
     net, x, y = made(kind, sure), X[right], Y[right]
-    loss = lambda z: nn.functional.cross_entropy(z.float(), y, reduction="none")
-    without = lambda model: int((loss_gradient(model, x, loss)[2].flatten(1).abs().amax(1) == 0).sum())
+
+    def loss(z):
+        return nn.functional.cross_entropy(z.float(), y, reduction="none")
+
+    def without(model):
+        return int((loss_gradient(model, x, loss)[2].flatten(1).abs().amax(1) == 0).sum())
+
     alone = without(lambda x: net(x.half() if kind == "float16" else x))
     assert alone > without(sure) + 5, "else this network says nothing"
     assert without(CountedModel(net, y)) <= without(sure)

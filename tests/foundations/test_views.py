@@ -51,7 +51,10 @@ def test_boxes_have_the_distribution_of_torchvision(size, smallest):
 def test_mixes():
     x, labels = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
     for seed in range(30):
-        g = lambda: torch.Generator().manual_seed(seed)
+
+        def g(seed=seed):
+            return torch.Generator().manual_seed(seed)
+
         cut, mixup = views.draw_mix("cutmix", 6, 16, g()), views.draw_mix("mixup", 6, 16, g())
         mixed = views.apply_mix(x, cut)
         own = (mixed == x).all(1)

@@ -10,7 +10,7 @@ from grid_runs import FOUR, results
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.grid.cleanup import find_garbage, remove_garbage
 from ddrobust_nb.grid.plan import plan_grid
-from ddrobust_nb.results.store import alone, write_json
+from ddrobust_nb.results.store import locked, write_json
 
 
 def test_garbage_is_what_no_cell_names(undisturbed, tmp_path):
@@ -53,5 +53,5 @@ def test_what_is_being_made_is_no_garbage(tmp_path, undisturbed):
     plan = plan_grid(FOUR, store=store, device="cpu")
     shutil.rmtree(plan.cells[0].out)
     key = find_garbage(store, older_than=0)["path"].iloc[0].split("/")
-    with alone(plan.store, *key):
+    with locked(plan.store, *key):
         assert len(find_garbage(store, older_than=0)) == 3

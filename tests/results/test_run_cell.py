@@ -510,11 +510,17 @@ def test_killed_and_taken_up_again(run, arguments):
     done = papermill(NOTEBOOK.name, run / "calm.ipynb", *calm)
     assert done.returncode == 0, done.stderr[-3000:]
     for stage in ("distil", "train"):
-        begun = lambda: any((store / stage).glob("*.state"))
+
+        def begun(stage=stage):
+            return any((store / stage).glob("*.state"))
+
         assert killed_when(begun, NOTEBOOK.name, run / "killed.ipynb", *own), f"killed in {stage}"
         assert not (out / "results.json").exists()
         assert begun(), "the state is there to go on from"
-    attacked = lambda: len(list((store / "attack").glob("*/card.json"))) >= 1
+
+    def attacked():
+        return any((store / "attack").glob("*/card.json"))
+
     assert killed_when(attacked, NOTEBOOK.name, run / "killed.ipynb", *own), "killed between attacks"
     kept = snapshot(store)
     done = papermill(NOTEBOOK.name, run / "killed.ipynb", *own, DDROBUST_AUTOSAVE="0")

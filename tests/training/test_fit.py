@@ -110,7 +110,10 @@ def test_without_a_given_epoch_the_rate_falls_once_at_half():
 
 def test_order():
     shuffled, stored = Recipe(batch=4), Recipe(batch=4, order="sorted")
-    order = lambda recipe, seed, epoch: torch.cat(batches(10, recipe, seed, epoch)).tolist()
+
+    def order(recipe, seed, epoch):
+        return torch.cat(batches(10, recipe, seed, epoch)).tolist()
+
     assert order(stored, 0, 0) == order(stored, 1, 5) == list(range(10))
     seen = [order(shuffled, seed, epoch) for seed in (0, 1) for epoch in range(3)]
     assert all(sorted(s) == list(range(10)) for s in seen) and len({tuple(s) for s in seen}) == 6
@@ -339,7 +342,7 @@ def test_a_diverging_training_stops(data, few):
         run(few, replace(FEW, lr=1e20), test=data)
 
 
-@pytest.mark.parametrize("change", [dict(), dict(check_every=0)])
+@pytest.mark.parametrize("change", [{}, dict(check_every=0)])
 def test_a_diverging_training_stops_where_nobody_looks(change, few):
     with pytest.raises(ArithmeticError, match="smaller lr"):
         run(few, replace(FEW, lr=1e20, **change))

@@ -1,4 +1,4 @@
-"""Run every notebook from top to bottom, two at a time, the slowest first: python tools/test_notebooks.py
+"""Run every notebook from top to bottom, two at a time, the slowest first: python tools/run_notebooks.py
 
     PATH ...        only these notebooks or folders, for example nbs/attacks
     --flags FLAGS   also run the cells that are marked `#| slow` or `#| gpu`: --flags "slow gpu"
@@ -10,18 +10,15 @@ from one that has imported PyTorch, so none waits for that), and a table of time
 
 import argparse
 import importlib
-import json
 import multiprocessing
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from seconds import NOTED, known_seconds, record_seconds
+
 ROOT = Path(__file__).resolve().parent.parent
-SECONDS = (
-    ROOT / "tools" / "seconds.json"
-)  # Seconds of slow notebooks and test files, measured on two quiet cores
-NOTED = 2  # Seconds from which a file is noted
 PREPARED = (
     "torch",
     "torch._dynamo",
@@ -46,21 +43,6 @@ class Tested:
     def name(self):
         "Its path in the project"
         return self.path.relative_to(ROOT).as_posix()
-
-
-def known_seconds(kind):
-    'The last known seconds of "notebooks" or "tests", by path; empty without a record'
-    if not SECONDS.is_file():
-        return {}
-    return json.loads(SECONDS.read_text(encoding="utf-8")).get(kind, {})
-
-
-def record_seconds(kind, seconds):
-    "Note the seconds of the slow files"
-    known = json.loads(SECONDS.read_text(encoding="utf-8")) if SECONDS.is_file() else {}
-    slow = {name: round(value) for name, value in sorted(seconds.items()) if value >= NOTED}
-    text = json.dumps(known | {kind: slow}, indent=1)
-    SECONDS.write_text(text + "\n", encoding="utf-8")
 
 
 def notebooks(paths):

@@ -325,8 +325,8 @@ def test_a_broken_attack_is_found_out(name, monkeypatch):
 @pytest.mark.parametrize("name", (*OURS, *PARTS))
 def test_batches_hardly_matter_in_single_precision(golden_world, name):
     net, x, y, _ = golden_world
-    x, y = torch.cat([x, x.flip(3), x.flip(2)]), y.repeat(3)
-    runs = [attack_images(net, x, y, quick(name, "4/255"), batch=batch).flags for batch in (7, 64, 192)]
+    sizes = (7, 32, len(x))
+    runs = [attack_images(net, x, y, quick(name, "4/255"), batch=batch).flags for batch in sizes]
     assert (
         all(
             (run != runs[0]).double().mean() <= 0.005

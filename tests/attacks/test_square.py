@@ -84,20 +84,20 @@ def test_squares_asked_about_at_once_change_nothing(device, monkeypatch):
         monkeypatch.setattr(
             square_module, "should_check", lambda i, device: should_check(i, torch.device("cuda"))
         )
-    net, x, y = world(n=40)
+    net, x, y = world(n=20)
 
     def lucky(ids):
-        return own_luck(0, ids.tolist(), 300, 3)
+        return own_luck(0, ids.tolist(), 120, 3)
 
     stripes = torch.rand(len(x), 3, 1, x.shape[3], generator=generator(0, "stripes")) > 0.5
     asked = {ahead: CountedModel(net, y) for ahead in (1, 3, 50, 1000, None)}
     runs = {
-        ahead: square_search(a, x, y, 2 / 255, 300, True, stripes, lucky, ahead=ahead)
+        ahead: square_search(a, x, y, 2 / 255, 120, True, stripes, lucky, ahead=ahead)
         for ahead, a in asked.items()
     }
     for run in runs.values():
         assert all(torch.equal(a, b) for a, b in zip(runs[1], run))
-    assert 0 < runs[1][1].sum() < len(x) and (runs[1][2][~runs[1][1]] == 301).all()
+    assert 0 < runs[1][1].sum() < len(x) and (runs[1][2][~runs[1][1]] == 121).all()
     assert asked[1].forwards <= asked[3].forwards < asked[50].forwards
 
 

@@ -105,9 +105,9 @@ def truly_robust(net, x, y, eps):
 
 
 def test_real_images_with_a_known_answer():
-    "200 digits, and a model whose robustness is known to the image, edges of [0,1] included: nobody does better than the truth, APGD-T finds it"
+    "100 digits, and a model whose robustness is known to the image, edges of [0,1] included: nobody does better than the truth, APGD-T finds it"
     digits = load_data("digits")
-    index = subset(digits, 200)
+    index = subset(digits, 100)
     x, y = as_pixels(digits.test_images[index]).double(), digits.test_labels[index]
     net = NearestMean(as_pixels(digits.train_images).double(), digits.train_labels, 10).eval()
     for eps in ("16/255", "24/255", "32/255"):
@@ -252,16 +252,16 @@ def test_model_without_parameters():
 @pytest.mark.parametrize("name", (*OURS, *PARTS, "autoattack"))
 def test_batches_do_not_matter(name):
     "In double precision not at all: an image's luck and its trajectory are its own"
-    net, x, y = world(n=64)
+    net, x, y = world(n=24)
     net, x = net.double(), x.double()
-    runs = [attack_images(net, x, y, quick(name, "4/255"), batch=batch) for batch in (1, 7, 64, 256)]
+    runs = [attack_images(net, x, y, quick(name, "4/255"), batch=batch) for batch in (1, 7, 24, 256)]
     assert all(torch.equal(runs[0].flags, run.flags) for run in runs)
-    order = torch.randperm(64, generator=generator(0, "order"))
+    order = torch.randperm(24, generator=generator(0, "order"))
     mixed = attack_images(net, x[order], y[order], quick(name, "4/255"), index=order, batch=7)
     assert torch.equal(mixed.flags, runs[0].flags[order])
     torch.testing.assert_close(mixed.images, runs[0].images[order], atol=1e-7, rtol=0)
-    part = attack_images(net, x[40:], y[40:], quick(name, "4/255"), index=range(40, 64))
-    assert torch.equal(part.flags, runs[0].flags[40:]), "fewer images"
+    part = attack_images(net, x[15:], y[15:], quick(name, "4/255"), index=range(15, 24))
+    assert torch.equal(part.flags, runs[0].flags[15:]), "fewer images"
 
 
 @pytest.mark.gpu

@@ -445,13 +445,19 @@ def test_the_parameters_of_a_page(tmp_path, plant):
 # Layout
 
 
+def place_of(labels, names):
+    "The label of a row or column whose levels have these names"
+    key = tuple(f"IPC {labels[name]}" if names == ["ipc"] else labels[name] for name in names)
+    return key if len(key) > 1 else key[0]
+
+
 @pytest.mark.parametrize("name", ACCURACY)
 def test_every_number_stands_in_its_place(name):
     beside = beside_paper(paper_table(name), find_rows())
     for how in ((), (["setting"], ["ipc"])):
         if how and name not in ("XXII", "XXIII"):
             continue
-        table, left = printed_layout(beside, *how), 0
+        table = printed_layout(beside, *how)
         for line in beside.itertuples():
             labels = dict(
                 dataset=PAPER_DATASET_NAMES[line.dataset],
@@ -459,12 +465,9 @@ def test_every_number_stands_in_its_place(name):
                 ipc="all" if pd.isna(line.ipc) else str(line.ipc),
                 setting=setting_label(line.attack, line.eps_255, line.steps),
             )
-            pick = lambda names: tuple(f"IPC {labels[n]}" if names == ["ipc"] else labels[n] for n in names)
-            place = [
-                key if len(key) > 1 else key[0]
-                for key in (pick(list(table.index.names)), pick(list(table.columns.names)))
-            ]
-            assert table.loc[place[0], place[1]].split(" | ")[0].rstrip("*") == line.printed
+            row = place_of(labels, list(table.index.names))
+            column = place_of(labels, list(table.columns.names))
+            assert table.loc[row, column].split(" | ")[0].rstrip("*") == line.printed
         assert (table != "").sum().sum() == len(beside)
 
 

@@ -733,7 +733,8 @@ def model_file(path, data, network="ConvNetD3-w4", **card):
 def test_checkpoint(store, tmp_path, data, monkeypatch):
     "A ready model is attacked: nothing is distilled, nothing trained; method, ipc and network are those of its card"
     for name in ("dm", "random"):
-        monkeypatch.setitem(distiller, name, lambda *a, **k: pytest.fail("a set was distilled"))
+        refusing = functools.wraps(distiller[name])(lambda *a, **k: pytest.fail("a set was distilled"))
+        monkeypatch.setitem(distiller, name, refusing)
     monkeypatch.setattr(stages_module, "fit", lambda *a, **k: pytest.fail("a model was trained"))
     file = model_file(
         tmp_path / "mödel 1.safetensors", data, dataset="digits", method="dm", ipc=1, seed=0, key="k"

@@ -267,7 +267,8 @@ def mix(
         _add_distilled(run, len(images), recipe, dset, n_distilled, card_augment(dset, augment), seed)
     if state:
         run.load(state)
-    return _train(run, recipe, images, labels, seed, device, test, desc, save)
+    given = dict(seed=seed, device=device, test=test, desc=desc, save=save, after_epoch=None)
+    return _train(run, recipe, images, labels, **given)
 
 # %% ../../nbs/mixing/10_mix.ipynb #c052
 def mixing_control(

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import warnings
 from dataclasses import asdict, replace
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -400,13 +401,15 @@ def test_no_rights(name, mode):
         )
         if name == "data_root":
             given["dataset"] = "cifar10"
-        if name in ("distilled", "checkpoint"):
-            call = lambda: cell_module.identify({name: value}, load_once())
-            load_once()
-        elif name == "dataset":
-            call = lambda: load_data(f"folder:{value}")
-        else:
-            call = lambda: plan_cell(**given)
+        load_once()
+
+        def call():
+            if name in ("distilled", "checkpoint"):
+                return cell_module.identify({name: value}, load_once())
+            if name == "dataset":
+                return load_data(f"folder:{value}")
+            return plan_cell(**given)
+
         if os.geteuid():
             with pytest.raises(InputError) as caught:
                 call()
@@ -420,11 +423,10 @@ def test_no_rights(name, mode):
         shutil.rmtree(folder)
 
 
-def load_once(kept=[]):
+@cache
+def load_once():
     "Digits, loaded before the process forks"
-    if not kept:
-        kept.append(load_data("digits"))
-    return kept[0]
+    return load_data("digits")
 
 
 # Folders of images
@@ -747,7 +749,7 @@ def test_checkpoint(store, tmp_path, data, monkeypatch):
 @pytest.mark.parametrize(
     "given, card, say",
     (
-        (dict(), {}, "does not fit the network ConvNetD3"),
+        ({}, {}, "does not fit the network ConvNetD3"),
         (dict(network="ResNet18"), {}, "does not fit"),
         *((dict(network="ConvNetD3-w4", ipc=v), {}, "ipc must be") for v in (0, -1, "a", 1.5)),
         (dict(network="ConvNetD3-w4"), dict(dataset="cifar10"), "cifar10"),
@@ -829,18 +831,19 @@ def test_every_attack_refuses(world, data, name):
         ("model returns 2", (two, x, y)),
         ("training mode", (make_network("ConvNetD3-w4", data.spec).train(), x, y)),
     ):
-        one_line(say, lambda: attack[name](*args, "8/255", preset=preset))
+        one_line(say, partial(attack[name], *args, "8/255", preset=preset))
     one_line("eps must be", lambda: attack[name](net, x, y, AttackConfig("pgd")))
 
 
 def test_evaluate_refuses(world, data):
     net, wide = world[0], torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 11)).eval()
-    run = lambda model=net, of=data, configs=(AttackConfig("fgsm"),), **k: evaluate(
-        model, of, configs, **{"n_test": 10, **k}
-    )
+
+    def run(model=net, of=data, configs="fgsm", **more):
+        return evaluate(model, of, configs, **{"n_test": 10, **more})
+
     one_line("training mode", lambda: run(make_network("ConvNetD3-w4", data.spec).train()))
     for n in (0, 9, 501, "10", 1.5):
-        one_line("n_? ?.*must be", lambda: run(n_test=n))
+        one_line("n_? ?.*must be", partial(run, n_test=n))
     one_line("seed", lambda: run(seed=-1))
     wrong = make_data(data.spec, data.train_images, data.train_labels, data.test_images, data.test_labels + 5)
     one_line("logits", lambda: run(of=wrong, n_test=None))
@@ -913,7 +916,7 @@ def test_fit_refuses_other_test_images(data):
         dict(ipc=1.5),
         dict(ipc=True),
         dict(ipc=125),
-        dict(),
+        {},
         dict(ipc=1, seed=-1),
         dict(ipc=1, itr=1),
         dict(ipc=1, iterations=-1),

@@ -183,7 +183,7 @@ def same(a, b):
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, (list, tuple)):
-        return type(a) == type(b) and len(a) == len(b) and all(map(same, a, b))
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     return a == b
 
 

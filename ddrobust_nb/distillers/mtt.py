@@ -118,7 +118,7 @@ class _Recording:
 
     snapshots: list  # One vector at the start, and one after each epoch
 
-    def add(self, epoch, net):
+    def add_snapshot(self, epoch, net):
         self.snapshots.append(flat(net.body).cpu())
 
     def state(self, fitting):
@@ -172,7 +172,7 @@ def train_expert(
             desc=f"expert {config['seed'] + 1}",
             state=state and state["fit"],
             save=save and save_both,
-            after_epoch=recording.add,
+            after_epoch=recording.add_snapshot,
         )
     except ArithmeticError as e:
         raise ArithmeticError(f"{e} (of the experts: expert_lr)") from None
@@ -632,7 +632,8 @@ def _match_all(learned, setting, title, denormalise, watch, save):
         for it in range(learned.iteration, iterations):
             loss = _match_step(learned, setting)
             note = ""
-            if it % 20 == 0 or it == iterations - 1:
+            look = it % 20 == 0 or it == iterations - 1
+            if look:
                 _check_finite(learned, loss)
                 if watch:
                     watch(it, loss.item(), denormalise(learned.images).cpu())

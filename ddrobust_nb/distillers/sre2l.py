@@ -350,7 +350,8 @@ def recover(
         while run.done < run.total:
             loss = _recover_step(run, loss_of)
             note = ""
-            if run.done % 20 == 1 or run.done == run.total:
+            look = run.done % 20 == 1 or run.done == run.total
+            if look:
                 _check_loss(loss, run.done - 1)
                 if watch:
                     watch(run.done - 1, loss.item(), pixels())

@@ -17,8 +17,9 @@ from ..results.reading import read_results
 from ..results.rows import results_frame
 from ..results.paper import paper_results, paper_table
 from ..results.report import footnotes, results_table
-from ..results.compare import beside_paper, find_rows, notes_on, printed_layout
-from ..results.drawing import spans, texts
+from ..results.compare import beside_paper, notes_on, printed_layout
+from ..results.finding import find_rows
+from ..results.drawing import label_spans, frame_texts
 from .plan import Plan
 from .notebook import has_rows
 
@@ -62,7 +63,7 @@ def rows_of_store(
 # %% ../../nbs/grid/43_tables.ipynb #c017
 def to_markdown(table: pd.DataFrame) -> str:
     "A table in Markdown; a heading of several levels becomes one"
-    heads, body, _ = texts(table)
+    heads, body, _ = frame_texts(table)
     heading = [" ".join(filter(None, levels)) for levels in zip(*heads)]
     lines = [heading, ["---"] * len(heading), *body]
     return "".join(_markdown_line(line) for line in lines)
@@ -101,7 +102,7 @@ def escape_latex(text: str) -> str:
 # %% ../../nbs/grid/43_tables.ipynb #c018b
 def to_latex(table: pd.DataFrame) -> str:
     "A table in LaTeX with booktabs; equal headings are joined, and an outer label is written once"
-    heads, body, n_labels = texts(table)
+    heads, body, n_labels = frame_texts(table)
     n_labels = max(n_labels, 1)
     alignment = "l" * n_labels + "r" * (len(heads[-1]) - n_labels)
     lines = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule"]
@@ -121,7 +122,7 @@ def _latex_line(cells):
 
 def _joined_headings(row):
     "A row of headings, and the rules below it"
-    parts = spans(row)
+    parts = label_spans(row)
     headings = [rf"\multicolumn{{{b - a + 1}}}{{c}}{{{escape_latex(text)}}}" for a, b, text in parts]
     rules = [rf"\cmidrule(lr){{{a + 1}-{b + 1}}}" for a, b, text in parts if text]
     return [" & ".join(headings) + r" \\", " ".join(rules)]

@@ -83,11 +83,19 @@ def table_rows(
     sym,  # A function or a class
 ) -> list:  # Of (name, type, default, what), markdown in each
     "One row per parameter, and one for what comes back"
-    plain = lambda text: f"`{text}`" if text else ""
-    kind = lambda annotation: plain(shown_type(annotation))
+
+    def plain(text):
+        return f"`{text}`" if text else ""
+
+    def kind(annotation):
+        return plain(shown_type(annotation))
+
     is_plain = inspect.isroutine(sym) or inspect.isclass(sym)
     notes = docments(sym if is_plain else type(sym).__call__, full=True)
-    note = lambda name: notes[name].get("docment") if name in notes else ""
+
+    def note(name):
+        return notes[name].get("docment") if name in notes else ""
+
     rows = [
         (f"<code>{p.name}</code>", kind(p.annotation), plain(shown_default(p.default)), note(p.name))
         for p in shown_parameters(sym)
@@ -107,7 +115,10 @@ def parameter_table(
         return ""
     heads = ("", "type", "default", "what")
     keep = [i for i in range(4) if i == 0 or any(row[i] for row in rows)]
-    line = lambda cells: "| " + " | ".join(cells[i] for i in keep) + " |"
+
+    def line(cells):
+        return "| " + " | ".join(cells[i] for i in keep) + " |"
+
     return "\n".join([line(heads), line(("---",) * 4), *map(line, rows)])
 
 # %% ../../nbs/results/90_doctables.ipynb #c029

@@ -10,11 +10,9 @@ __all__ = ['MIXING_PARAMETERS', 'QUICK_MIXING', 'FULL_MIXING', 'mixing_parameter
 # %% ../../nbs/results/80_mixing_run.ipynb #c002
 from ..foundations.core import InputError, check_choice, check_int, unknown_name
 import ast
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pandas as pd
 from safetensors.torch import save_file
 from ..foundations.augment import strategy_for
 from ..attacks.attack import NAMED, parse_attack
@@ -99,7 +97,10 @@ def mixing_attacks(
     if attacks.strip() in NAMED:
         return attacks
     check_int("steps", steps, 1)
-    full = lambda a: a if "@" in a else f"{a}@{eps}@{steps}" if parse_attack(a).alpha else f"{a}@{eps}"
+
+    def full(a):
+        return a if "@" in a else f"{a}@{eps}@{steps}" if parse_attack(a).alpha else f"{a}@{eps}"
+
     return ",".join(full(a.strip()) for a in attacks.split(","))
 
 # %% ../../nbs/results/80_mixing_run.ipynb #c012
@@ -363,28 +364,33 @@ def train_mixed(run: MixingRun, part: MixingPart, seed: int):  # -> Trained
     if (revision := network_revision(cell.network, cell.data.spec)) is not None:
         config |= dict(revision=revision)
     key = stage_key("mix", MIX_VERSION, config, [part.distilled.key, cell.data.fingerprint])
-    make = lambda state, save: mix(
-        run.data,
-        dset,
-        n_real=run.n_real,
-        n_distilled=config["n_distilled"],
-        augment=part.augment,
-        network=cell.network,
-        seed=seed,
-        recipe=cell.recipe,
-        device=cell.device,
-        test=cell.data,
-        desc=f"{part.name} mixed in, seed {seed}",
-        state=state,
-        save=save,
-    )
-    write = lambda net, folder: write_model(
-        net,
-        folder,
-        cell.data,
-        cell.device,
-        dict(method=cell.method, ipc=cell.ipc, network=cell.network, seed=seed),
-    )
+
+    def make(state, save):
+        return mix(
+            run.data,
+            dset,
+            n_real=run.n_real,
+            n_distilled=config["n_distilled"],
+            augment=part.augment,
+            network=cell.network,
+            seed=seed,
+            recipe=cell.recipe,
+            device=cell.device,
+            test=cell.data,
+            desc=f"{part.name} mixed in, seed {seed}",
+            state=state,
+            save=save,
+        )
+
+    def write(net, folder):
+        return write_model(
+            net,
+            folder,
+            cell.data,
+            cell.device,
+            dict(method=cell.method, ipc=cell.ipc, network=cell.network, seed=seed),
+        )
+
     return cached(
         cell.store, "mix", key, config, make, write, lambda folder: read_model(folder, cell, seed, key)
     )

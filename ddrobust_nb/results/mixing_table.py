@@ -35,17 +35,16 @@ def paper_mixing(
     dataset: str,  # "cifar10"
     method: str,  # What was mixed in: "dm", "none"
     attack: str,  # "none" for clean accuracy, "pgd", "cw"
-) -> dict:  # table -> (accuracy, less that of `none`); empty where the paper has none
+) -> dict:  # table -> (accuracy, difference to `none`); empty where the paper has none
     "The paper's accuracies of ResNet18 with a set mixed in; the images per class of each table are lost"
     found = {}
     for name in MIXING_TABLES:
-        t = paper_table(name)
-        value = lambda m: t[(t["dataset"] == dataset) & (t["method"] == m) & (t["attack"] == attack)]["value"]
-        if len(value(method)):
-            found[name] = (
-                float(value(method).iloc[0]),
-                round(float(value(method).iloc[0] - value("none").iloc[0]), 8),
-            )
+        table = paper_table(name)
+        cell = table[(table["dataset"] == dataset) & (table["attack"] == attack)]
+        values = cell.drop_duplicates("method").set_index("method")["value"]
+        if method in values:
+            accuracy = float(values[method])
+            found[name] = (accuracy, round(float(values[method] - values["none"]), 8))
     return found
 
 # %% ../../nbs/results/85_mixing_table.ipynb #c044
@@ -208,7 +207,10 @@ def measure_label(measure) -> str:
 def measure_labels(found) -> list:
     "The same for several measures, each another text"
     names = dict(n="images", backend="by", steps="steps") | ATTACK_COLUMNS
-    in_grey_levels = lambda size: None if pd.isna(size) else f"{size:g}/255"
+
+    def in_grey_levels(size):
+        return None if pd.isna(size) else f"{size:g}/255"
+
     facts = []
     for m in found:
         sizes = {"step size": in_grey_levels(m["alpha_255"]), "size": in_grey_levels(m["eps_255"])}
@@ -276,7 +278,10 @@ def _line(training, mixed_in, measure, attack, group, column, none):
     models, first = one_row_per_model(group), group.iloc[0]
     name = first["method"].removeprefix("mix:")
     differences = [] if name == "none" else paired_differences(group, none, column)
-    less = lambda d: "" if name == "none" else f" ({100 * d:+.2f})"
+
+    def less(d):
+        return "" if name == "none" else f" ({100 * d:+.2f})"
+
     printed = {
         t: f"{100 * v:.2f}" + less(d) for t, (v, d) in paper_mixing(first["dataset"], name, attack).items()
     }

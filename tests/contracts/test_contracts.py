@@ -63,8 +63,8 @@ NO_NETWORK = {  # What the parameter is instead
     "results.cell_rows.fields_without_attack": "a record; no model is asked",
     "results.cell_rows.finish_cell": "records; each goes to check_one",
     "results.lines.Deviation": "a number of models",
-    "results.lines.Known": "the name of a model",
-    "results.rows.Beside": "keys of models",
+    "results.lines.ComparedRow": "the name of a model",
+    "results.reading.CellFiles": "keys of models",
     "results.mixing_run.finish_mixing": "trained runs, that nothing is asked of",
     "training.fit.soft_loss": "logits",
 }
@@ -78,7 +78,9 @@ def is_name(p):
 def exported():
     "(name without the package, object) of everything that the modules of the package export"
     for found in pkgutil.walk_packages(ddrobust_nb.__path__, "ddrobust_nb."):
-        if found.name.endswith("_modidx"):
+        if (
+            found.name.endswith("_modidx") or found.name == "ddrobust_nb.all"
+        ):  # which gives what the others export
             continue
         module = importlib.import_module(found.name)
         for name in getattr(module, "__all__", []):

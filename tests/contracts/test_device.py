@@ -66,8 +66,10 @@ COLD = {
     "dm": {"_state": "at a save"},
     "mtt": {
         "train_expert": "copies the weights once an epoch",
-        "_opened": "before the run",
-        "_check_path": "before the run",
+        "add_snapshot": "copies the weights once an epoch",
+        "_open_expert": "before the run",
+        "_read_card": "before the run",
+        "_check_snapshots": "before the run",
         "__init__": "before the run",
         "state": "at a save",
         "_check_finite": "at a look",
@@ -79,6 +81,7 @@ COLD = {
         "images": "at a save and after each piece",
         "pixels": "at a look and at the end",
         "as_jpeg": "at the end",
+        "_labels_of": "at the end",
     },
     "queries": {"__init__": "once per chunk", "passes_before_compiling": "once per chunk"},
     "fgsm": {"show_adversarial": "a picture"},
@@ -99,7 +102,7 @@ ALLOWED_CALLS = {
 }  # After each piece; see there; before the loop
 
 
-def waits(source, file="fit"):
+def waits(source, file="fit"):  # noqa: C901 - one branch for each kind of node
     "What hot code of a file reads from the device: [(line, function, what)]"
     found, cold = [], {name for names in COLD.values() for name in names}
 
@@ -148,7 +151,8 @@ def names(node):
 def whole_run(function):
     "A distiller, or a function with a progress bar or that calls the one of `fit`: called once, and the loop is in it"
     return bool(
-        {"distiller", "progress", "_train"} & set.union(names(function), *map(names, function.decorator_list))
+        {"distiller", "progress", "_train", "_match_all", "recover"}
+        & set.union(names(function), *map(names, function.decorator_list))
     )
 
 

@@ -22,7 +22,8 @@ from ddrobust_nb.grid.tables import (
     rows_of_store,
 )
 from ddrobust_nb.results.cell_rows import baseline_cell, run_stages, write_out
-from ddrobust_nb.results.compare import cell_text, find_rows
+from ddrobust_nb.results.compare import cell_text
+from ddrobust_nb.results.finding import find_rows
 from ddrobust_nb.results.lines import lines_of
 from ddrobust_nb.results.paper import paper_table
 from ddrobust_nb.results.reading import read_results

@@ -6,7 +6,7 @@ from pathlib import Path
 import papermill
 import pytest
 
-from ddrobust_nb.results.drawing import FIGURES, files_of
+from ddrobust_nb.results.keeping import FIGURES, files_of
 
 ANALYSIS = Path(__file__).resolve().parents[2] / "nbs" / "analysis"
 KEPT = {

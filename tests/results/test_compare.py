@@ -18,22 +18,13 @@ from ddrobust_nb.results.compare import (
     beside_paper,
     difference_table,
     drop_rates,
-    find_rows,
     notes_on,
-    page_rows,
-    setting_label,
-    describe_rows,
     printed_layout,
+    setting_label,
 )
-from ddrobust_nb.results.drawing import (
-    FIGURES,
-    draw_table,
-    files_of,
-    keep_figure,
-    keep_table,
-    kind_of,
-    plot_drop_rates,
-)
+from ddrobust_nb.results.finding import describe_rows, find_rows, page_rows
+from ddrobust_nb.results.drawing import draw_table, plot_drop_rates
+from ddrobust_nb.results.keeping import FIGURES, figure_kind, files_of, keep_figure, keep_table
 from ddrobust_nb.results.paper import PAPER_DATASET_NAMES, PAPER_METHOD_NAMES, paper_drop_rates, paper_table
 from ddrobust_nb.results.rows import Result, write_results
 from ddrobust_nb.results.styles import method_label
@@ -538,9 +529,9 @@ def test_kinds():
         end
         for name in FIGURES
         for end in [Path(f).suffix for f in files_of(name)]
-        if kind_of(name) == "figure"
+        if figure_kind(name) == "figure"
     } == {".png", ".svg"}
-    assert {Path(f).suffix for name in FIGURES if kind_of(name) == "table" for f in files_of(name)} == {
+    assert {Path(f).suffix for name in FIGURES if figure_kind(name) == "table" for f in files_of(name)} == {
         ".csv",
         ".png",
     }

@@ -28,7 +28,7 @@ from ddrobust_nb.foundations.networks import make_network
 from ddrobust_nb.results.cell_rows import Finished, rows_of, write_out
 from ddrobust_nb.results.plan import plan_cell
 from ddrobust_nb.results.stages import Distilled, Trained
-from ddrobust_nb.results.compare import find_rows
+from ddrobust_nb.results.finding import find_rows
 from ddrobust_nb.results.drawing import draw_table, plot_drop_rates
 from ddrobust_nb.results.mixing_table import mixing_table, plot_differences
 from ddrobust_nb.results.report import check_table, footnotes, plot_rows, plot_training, results_table

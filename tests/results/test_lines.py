@@ -228,7 +228,7 @@ def test_the_best_of_several_sets_is_the_best():
 @pytest.mark.parametrize(
     "change, together",
     [
-        (dict(), False),  # the cards name one seed, the contents differ
+        ({}, False),  # the cards name one seed, the contents differ
         (dict(set_seed=1), True),
         (dict(set_seed=1, options_digest="o1"), False),
         (dict(set_seed=1, method="mtt"), False),
@@ -571,7 +571,7 @@ def test_an_old_row_is_named_after_the_model_of_its_own_line(change):
 
 def test_bars_of_two_settings_have_two_places_and_two_labels():
     changes = [
-        dict(),
+        {},
         dict(alpha="1/255"),
         dict(random_start=False),
         dict(n=50, index_digest="i1"),

@@ -81,7 +81,10 @@ def ours(names):
 
 def question(row):
     "The arguments of paper_cell that lead to a row of results.csv, written here apart from the package's own tables of names"
-    number = lambda text: int(text) if text else None
+
+    def number(text):
+        return int(text) if text else None
+
     ipc = None if row["ipc"] == "whole" else int(row["ipc"])
     return (
         row["dataset"].lower().replace("-", ""),
@@ -146,7 +149,10 @@ def test_every_row_is_found_by_no_other_question():
             found.update((t, dataset, method, ipc, attack, eps, steps) for t in row.tables)
     assert max(found.values()) == 1 and sum(found.values()) == 6139
     assert Counter(cell[0] for cell in found) == COUNTS
-    steps_of = lambda q: None if q[3] == "fgsm" else q[5]
+
+    def steps_of(q):
+        return None if q[3] == "fgsm" else q[5]
+
     assert set(found) == {
         (row["table"], *question(row)[:5], steps_of(question(row))) for row in packaged("results")
     }

@@ -120,7 +120,7 @@ def test_what_fails_is_a_line(make, user, tmp_path, monkeypatch):
     assert plt.get_fignums() == [kept.number], "what was begun is closed, what was there stays"
     plt.close(kept)
     monkeypatch.setenv("DDROBUST_STRICT", "1")
-    with pytest.raises(Exception):
+    with pytest.raises(Exception):  # noqa: B017 - each of the cases raises another
         show_or_explain(make, "robustness", tmp_path)
     assert not plt.get_fignums()
 
@@ -241,14 +241,17 @@ def test_nothing_is_drawn_before_the_rows_are_written_and_nothing_unguarded_afte
     ]
     sources = ["".join(c["source"]) for c in cells]
     (written,) = [i for i, s in enumerate(sources) if "= write_" in s]
-    draws = lambda s: [
-        n.func.id
-        for n in ast.walk(ast.parse(s))
-        if isinstance(n, ast.Call)
-        and isinstance(n.func, ast.Name)
-        and n.func.id.startswith(("plot_", "show_"))
-        and n.func.id != "show_or_explain"
-    ]
+
+    def draws(s):
+        return [
+            n.func.id
+            for n in ast.walk(ast.parse(s))
+            if isinstance(n, ast.Call)
+            and isinstance(n.func, ast.Name)
+            and n.func.id.startswith(("plot_", "show_"))
+            and n.func.id != "show_or_explain"
+        ]
+
     assert not [s for s in sources[: written + 1] if draws(s)]
     assert sum(map(len, map(draws, sources[written + 1 :]))) >= 3
     for source in sources[written:]:
@@ -357,7 +360,9 @@ WELL = [
 
 
 def test_a_line_in_place_of_a_figure_is_found(user, tmp_path):
-    nb = lambda *outputs: dict(cells=[dict(outputs=[]), dict(outputs=[*outputs])])
+    def nb(*outputs):
+        return dict(cells=[dict(outputs=[]), dict(outputs=[*outputs])])
+
     assert first_unshown({}) == first_unshown(nb(*WELL)) == ""
     warned, line = displayed(half_drawn)
     for found in (warned, line):
@@ -382,7 +387,10 @@ def test_what_was_not_shown_is_mended_by_the_next_run(make, what, user, tmp_path
     (c.out / "figures").write_text("in the way")  # keeps a figure from being kept
     outputs = displayed(make, what, c.out)
     (c.out / "figures").unlink()
-    run = lambda wait=False: run_one("run_cell.ipynb", {}, str(c.out), str(plan.store.root), c.key, wait)
+
+    def run(wait=False):
+        return run_one("run_cell.ipynb", {}, str(c.out), str(plan.store.root), c.key, wait)
+
     monkeypatch.setattr("papermill.execute_notebook", execute := shows(outputs, c.out))
     for times in (1, 2):  # each run tries it once more
         said = run()

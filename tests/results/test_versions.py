@@ -24,6 +24,7 @@ ROOTS = dict(
 ASIDE = (
     "results.store.",
     "results.keys.VERSIONS",
+    "foundations.data.subsets",  # which images a dataset has; they enter keys by their fingerprint
     "foundations.core.progress",
     "foundations.core.Autosave",
     "foundations.core.InputError",
@@ -98,7 +99,14 @@ class Code:
             self.nodes.setdefault(f"{module}.{name}", []).append((module, node))
 
     def attach(self, module, node):
-        "What is decorated with a variable belongs to it: it is enrolled in a registry. Other statements belong to what they mention"
+        """What is decorated with a variable belongs to it: it is enrolled in a registry. A method that is patched into a class
+        belongs to the class. Other statements belong to what they mention"""
+        patched = any(
+            isinstance(d, ast.Name) and d.id == "patch" for d in getattr(node, "decorator_list", ())
+        )
+        if patched and not node.name.startswith(("_repr", "show")):
+            owner = self.resolve(module, node.args.args[0].annotation)
+            self.nodes[owner].append((module, node))
         for d in getattr(node, "decorator_list", ()):
             owner = next((self.resolve(module, n) for n in ast.walk(d) if isinstance(n, ast.Name)), None)
             if owner in self.nodes and not hasattr(self.nodes[owner][0][1], "name"):

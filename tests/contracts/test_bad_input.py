@@ -1,12 +1,12 @@
 "Bad input: one clear line, before any work, nothing written; and damage in the store is named and mended."
 
-import functools
 import json
 import os
 import shutil
 import tempfile
 import warnings
 from dataclasses import asdict, replace
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -401,20 +401,14 @@ def test_no_rights(name, mode):
         )
         if name == "data_root":
             given["dataset"] = "cifar10"
-        if name in ("distilled", "checkpoint"):
+        load_once()
 
-            def call():
+        def call():
+            if name in ("distilled", "checkpoint"):
                 return cell_module.identify({name: value}, load_once())
-
-            load_once()
-        elif name == "dataset":
-
-            def call():
+            if name == "dataset":
                 return load_data(f"folder:{value}")
-        else:
-
-            def call():
-                return plan_cell(**given)
+            return plan_cell(**given)
 
         if os.geteuid():
             with pytest.raises(InputError) as caught:
@@ -429,7 +423,7 @@ def test_no_rights(name, mode):
         shutil.rmtree(folder)
 
 
-@functools.cache
+@cache
 def load_once():
     "Digits, loaded before the process forks"
     return load_data("digits")
@@ -838,19 +832,19 @@ def test_every_attack_refuses(world, data, name):
         ("model returns 2", (two, x, y)),
         ("training mode", (make_network("ConvNetD3-w4", data.spec).train(), x, y)),
     ):
-        one_line(say, lambda args=args: attack[name](*args, "8/255", preset=preset))
+        one_line(say, partial(attack[name], *args, "8/255", preset=preset))
     one_line("eps must be", lambda: attack[name](net, x, y, AttackConfig("pgd")))
 
 
 def test_evaluate_refuses(world, data):
     net, wide = world[0], torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 11)).eval()
 
-    def run(model=net, of=data, configs="fgsm", **k):
-        return evaluate(model, of, configs, **{"n_test": 10, **k})
+    def run(model=net, of=data, configs="fgsm", **more):
+        return evaluate(model, of, configs, **{"n_test": 10, **more})
 
     one_line("training mode", lambda: run(make_network("ConvNetD3-w4", data.spec).train()))
     for n in (0, 9, 501, "10", 1.5):
-        one_line("n_? ?.*must be", lambda n=n: run(n_test=n))
+        one_line("n_? ?.*must be", partial(run, n_test=n))
     one_line("seed", lambda: run(seed=-1))
     wrong = make_data(data.spec, data.train_images, data.train_labels, data.test_images, data.test_labels + 5)
     one_line("logits", lambda: run(of=wrong, n_test=None))

@@ -107,19 +107,21 @@ def waits(source, file="fit"):  # noqa: C901 - one branch for each kind of node
     found, cold = [], {name for names in COLD.values() for name in names}
 
     def visit(node, function, hot):
-        if isinstance(node, ast.FunctionDef):
-            function, hot = node.name, not whole_run(node)
-            if function in COLD.get(file, {}):
-                return
+        is_function = isinstance(node, ast.FunctionDef)
+        ends_the_run = isinstance(node, ast.Raise)
+        if ends_the_run or (is_function and node.name in COLD.get(file, {})):
+            return
+        if is_function:
+            function = node.name
+            hot = not whole_run(node)
         elif isinstance(node, (ast.For, ast.While)):
             hot = True
-        elif isinstance(node, ast.Raise):
-            return  # the run ends
         elif isinstance(node, (ast.If, ast.IfExp)) and names(node.test) & LOOKS:
             for part in hot_branch(node):
                 visit(part, function, hot)
             return
-        if hot and (what := wait_of(node, cold)) and (file, function, what.strip(".()")) not in ALLOWED_CALLS:
+        what = wait_of(node, cold) if hot else None
+        if what and not is_allowed(file, function, what):
             found.append((node.lineno, function, what))
         if isinstance(node, ast.Call) and names(node.func) & {"autosave"}:
             return  # what is made for a save
@@ -128,6 +130,11 @@ def waits(source, file="fit"):  # noqa: C901 - one branch for each kind of node
 
     visit(ast.parse(source), "", False)
     return found
+
+
+def is_allowed(file, function, what):
+    "Whether a call may wait there"
+    return (file, function, what.strip(".()")) in ALLOWED_CALLS
 
 
 def hot_branch(node):

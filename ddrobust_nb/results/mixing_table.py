@@ -23,7 +23,6 @@ from ddrobust_nb.results.rows import (
     CHECK_FIELDS,
     DEFAULT_RECIPE,
     FIELDS,
-    NOT_RECORDED,
     digest_of,
     grey_levels,
     normal_recipe,
@@ -236,7 +235,7 @@ def _run_facts(row):
     "What the text of a training does not say, coarse things first"
     facts = {text: row[name] for name, text in RUN_FACTS.items()}
     if not isinstance(row["recipe"], dict):
-        return [{"recipe": row["training"] or NOT_RECORDED}, {}, facts]
+        return [{"recipe": row["training"] or "not recorded"}, {}, facts]
     recipe = DEFAULT_RECIPE | normal_recipe(row["recipe"])
     left_out = (*CHECK_FIELDS, "labels")
     fields = {name: value for name, value in recipe.items() if name not in left_out}
@@ -248,7 +247,7 @@ def _set_facts(row):
     facts = {text: row[name] for name, text in SET_FACTS.items()}
     key = {"key": row["set_key"][:8]}
     if not isinstance(row["options"], dict):
-        return [{"options": row["options_digest"] or NOT_RECORDED}, {}, facts, key]
+        return [{"options": row["options_digest"] or "not recorded"}, {}, facts, key]
     return [{"options": "recorded"}, row["options"], facts, key]
 
 

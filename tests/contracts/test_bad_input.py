@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import warnings
 from dataclasses import asdict, replace
+import functools
 from functools import cache, partial
 from pathlib import Path
 

@@ -99,7 +99,7 @@ def mixing_rows(
     df = df[df["method"].str.startswith(MIXED)]
     texts = [name for name, kind in FIELDS.items() if kind is str and name not in ("eps", "alpha")]
     filled = {name: df[name].astype(object).where(df[name].notna(), "") for name in texts}
-    recipes = zip(df["recipe"], df["recipe_digest"])
+    recipes = zip(df["recipe"], filled["recipe_digest"])
     alpha = [grey_levels(size) for size in df["alpha"]]
     return df.assign(
         **filled,  # A missing text is an empty one

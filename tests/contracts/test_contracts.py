@@ -48,6 +48,7 @@ NO_NETWORK = {  # What the parameter is instead
     "distillers.sre2l.random_teacher": "as sre2l",
     "training.protocols.Protocol": "a number of models",
     "results.plan.Cell": "names, and a path to a teacher",
+    "results.drawing.TableLayout": "a record of places and sizes",
     "results.sources.GivenSet": "a path to a teacher",
     "results.stages.write_model": "a network that was trained just now; it is read back from its files",
     "results.stages.Distilled": "a record; the teacher is stored in it",

@@ -298,7 +298,7 @@ def test_rows_at_the_ends(n, models, clean, robust):
         results_table(rows),
         footnotes(rows),
         standings(rows),
-        check_table([SimpleNamespace(cell=None, models=[], checks=[])]),
+        check_table([SimpleNamespace(cell=SimpleNamespace(method="dm"), models=[], checks=[])]),
     )
     mixed = [
         replace(

@@ -26,10 +26,10 @@ help:
 	@echo "make run         one cell of the benchmark: distil, train, attack, show (METHOD=dm IPC=1 DATASET=digits OUT=... ARGS='-p NAME VALUE')"
 	@echo "make grid-demo   a whole grid on the bundled digits: six distillers, IPC 1 and 5, into runs/ (WORKERS=2)"
 	@echo "make figures     every table and figure of the paper with our rows beside it, into paper_figures (ARGS='-p store FOLDER')"
-	@echo "make test        all checks: notebooks and package agree, notebook tests, pytest, documentation"
+	@echo "make test        all checks: format and lint, notebooks and package agree, documentation, notebook tests, pytest"
 	@echo "make test-slow   the checks that take longer, and those for a GPU where there is one"
 	@echo "make docs        the documentation site, in _docs"
-	@echo "make export      notebooks -> package, README and sidebar; notebooks cleaned"
+	@echo "make export      notebooks -> package, README and sidebar; notebooks formatted and cleaned"
 	@echo "make lab         JupyterLab on the notebooks"
 
 # ---- installation: a stamp is written only after success, so an interrupted one is taken up again
@@ -72,25 +72,28 @@ figures: $(VENV)/.installed
 # ---- the checks
 
 test: $(VENV)/.installed-dev
-	@$(STEP) "export and clean" nbdev_export nbdev_clean
+	@$(STEP) "format and lint" "ruff format --check" "ruff check"
+	@$(STEP) "export and clean" "python tools/export.py" nbdev_clean
 	@$(STEP) "README is index.ipynb" "python tools/make_readme.py --check"
 	@$(STEP) "documentation" "python tools/build_docs.py"
-	@OMP_NUM_THREADS=1 $(STEP) "notebook tests" "nbdev_test --n_workers 2 --timing"
-	@$(STEP) "pytest" "python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu' --durations 5"
+	@OMP_NUM_THREADS=1 $(STEP) "notebook tests" "python tools/run_notebooks.py"
+	@$(STEP) "pytest" "python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu' --durations 5"
 	$(TOOK)
 
 test-slow: $(VENV)/.installed-dev
 	@flags="slow" marks="slow and not gpu"; \
 	if $(VENV)/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then flags="slow gpu" marks="slow or gpu"; fi; \
-	$(STEP) "slow notebook tests" "nbdev_test --n_workers 0 --timing --flags '$$flags'" && \
+	$(STEP) "slow notebook tests" "python tools/run_notebooks.py --workers 1 --flags '$$flags'" && \
 	$(STEP) "slow pytest" "python -m pytest --durations 10 -m '$$marks'"
 	$(TOOK)
 
 docs: $(VENV)/.installed-dev
 	@$(IN_VENV) python tools/build_docs.py
 
+# The package is replaced only when every module of the new one can be imported (see tools/export.py)
 export: $(VENV)/.installed-dev
-	@$(IN_VENV) nbdev_export
+	@$(IN_VENV) ruff format --quiet
+	@$(IN_VENV) python tools/export.py
 	@$(IN_VENV) nbdev_clean
 	@$(IN_VENV) python tools/build_docs.py yml
 	@$(IN_VENV) python tools/make_readme.py

@@ -21,7 +21,7 @@ setup(
     license="MIT",
     keywords=cfg["keywords"],
     packages=find_packages(include=[cfg["lib_name"], cfg["lib_name"] + ".*"]),
-    package_data={cfg["lib_name"]: ["paper_data/*.csv", "paper_data/*.md"]},
+    package_data={cfg["lib_name"]: ["paper_data/*.csv", "paper_data/*.md", "preset_data/*.csv"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require={"torchattacks": torchattacks, "dev": cfg["dev_requirements"].split() + torchattacks},

@@ -159,7 +159,7 @@ def our_cell(
         best=best.iloc[-1] if len(best) else None,
         low=low,
         high=high,
-        mark=protocol_mark(rows),
+        letter=protocol_mark(rows),
         network_ours=rows["network"].iloc[0],
     )
 
@@ -176,34 +176,12 @@ OURS = {  # Columns that a table gets beside the paper's, and their types
     "n": "Int64",
     "protocol": object,
     "select": object,
-    "mark": object,
+    "letter": object,
     "preset": object,
     "network_ours": object,
 }
 
-
-def beside_paper(
-    paper: pd.DataFrame,  # Of `paper_table`
-    rows: pd.DataFrame,  # Of `find_rows`
-    protocol: str = "auto",  # Only rows of this one; "auto": of each cell the nearest to the paper's
-) -> pd.DataFrame:
-    "A table of the paper with our number for each cell that has one; `difference` is ours less the paper's"
-    check_choice("protocol", protocol, ("auto", *PROTOCOL_ORDER))
-    candidates = candidate_rows(paper, rows, protocol)
-    usable = candidates[candidates["reason"] == ""]
-    cells = [group for _, group in usable.groupby(CELL_FIELDS, dropna=False, sort=False)]
-    chosen = [nearest_experiment(group) for group in cells]
-    ours = pd.DataFrame([our_cell(group) for group in chosen], columns=[*CELL_FIELDS, *OURS])
-    ours = ours.astype({**paper.dtypes[CELL_FIELDS].to_dict(), **OURS})
-    out = _with_notes(paper).merge(ours, on=CELL_FIELDS, how="left")
-    out["missing"] = out["ours"].isna()
-    out["difference"] = out["ours"] - out["value"]
-    out["difference_low"] = out["low"] - out["value"]
-    out["difference_high"] = out["high"] - out["value"]
-    out.attrs["left_out"] = _left_out(candidates, cells, chosen)
-    return out
-
-
+# %% ../../nbs/results/70_compare.ipynb #c044b
 def _left_out(candidates, cells, chosen):
     "Reason -> the number of rows that were left out for it"
     reasons = candidates["reason"]
@@ -226,6 +204,28 @@ def _with_notes(paper):
     noted = noted.astype(paper.dtypes[names].to_dict())
     out = paper.merge(noted, on=names, how="left")
     return out.assign(noted=out["noted"].notna())
+
+# %% ../../nbs/results/70_compare.ipynb #c044c
+def beside_paper(
+    paper: pd.DataFrame,  # Of `paper_table`
+    rows: pd.DataFrame,  # Of `find_rows`
+    protocol: str = "auto",  # Only rows of this one; "auto": of each cell the nearest to the paper's
+) -> pd.DataFrame:
+    "A table of the paper with our number for each cell that has one; `difference` is ours less the paper's"
+    check_choice("protocol", protocol, ("auto", *PROTOCOL_ORDER))
+    candidates = candidate_rows(paper, rows, protocol)
+    usable = candidates[candidates["reason"] == ""]
+    cells = [group for _, group in usable.groupby(CELL_FIELDS, dropna=False, sort=False)]
+    chosen = [nearest_experiment(group) for group in cells]
+    ours = pd.DataFrame([our_cell(group) for group in chosen], columns=[*CELL_FIELDS, *OURS])
+    ours = ours.astype({**paper.dtypes[CELL_FIELDS].to_dict(), **OURS})
+    out = _with_notes(paper).merge(ours, on=CELL_FIELDS, how="left")
+    out["missing"] = out["ours"].isna()
+    out["difference"] = out["ours"] - out["value"]
+    out["difference_low"] = out["low"] - out["value"]
+    out["difference_high"] = out["high"] - out["value"]
+    out.attrs["left_out"] = _left_out(candidates, cells, chosen)
+    return out
 
 # %% ../../nbs/results/70_compare.ipynb #c053
 def setting_label(
@@ -259,7 +259,7 @@ def our_text(
         text += f" ± {100 * row['sd']:.2f}"
     if row["sets"] > 1:
         text += f" ({int(row['sets'])} sets ± {100 * row['sd_sets']:.2f})"
-    return f"{text} {row['mark']}".rstrip()
+    return f"{text} {row['letter']}".rstrip()
 
 
 def _our_texts(beside):
@@ -348,7 +348,7 @@ def notes_on(
         "and with several sets over the means of the sets; –: not run.",
         _count_note(beside),
     ]
-    notes += [text + "." for letter, text in MARKS.items() if letter in set(have["mark"])]
+    notes += [text + "." for letter, text in MARKS.items() if letter in set(have["letter"])]
     if beside["noted"].any():
         cells = _number_of_cells(beside["noted"].sum())
         notes.append(

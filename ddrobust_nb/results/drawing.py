@@ -95,7 +95,7 @@ def _legend(beside, styles):
         handles.append(Line2D([], [], color=style.colour, marker=marker, ls=line, ms=4, label=style.label))
     have = beside[~beside["missing"]]
     runs = set()
-    for protocol, letter in zip(have["protocol"], have["mark"]):
+    for protocol, letter in zip(have["protocol"], have["letter"]):
         runs.add(f"{protocol}, reduced" if letter == "p" else protocol)
     if runs:
         label = f"ours ({', '.join(sorted(runs))})"
@@ -187,7 +187,7 @@ class TableLayout:
         notes = sum(self.line * (note.count("\n") + 1) for note in self.notes)
         return 0.45 + rows + 0.2 + notes
 
-
+# %% ../../nbs/results/75_drawing.ipynb #c081b
 def lay_out(
     table: pd.DataFrame,  # Texts or numbers; index and columns may have levels
     title: str,

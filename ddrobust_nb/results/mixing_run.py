@@ -39,7 +39,7 @@ from .plan import Cell, method_codes, out_folder, plan_cell
 from .sources import needed_parts, GivenSet, WholeTraining, set_digest
 from .rows import results_frame, write_results
 from .store import cached, stage_key, write_json
-from ..training.fit import _check_recipe
+from ..training.fit import check_recipe
 from .styles import NOTHING_MIXED
 
 # %% ../../nbs/results/80_mixing_run.ipynb #c005
@@ -250,7 +250,7 @@ def _mixing_cell(cell, p):
     n_train = _images_trained_on(p["n_train"], data)
     n_real = check_int("n_real", p["n_real"], 1)
     recipe = replace(mixing_recipe(data.spec, p["epochs"]), lr=p["lr"], batch=n_real)
-    _check_recipe(recipe, data)
+    check_recipe(recipe, data)
     images = n_train or len(data.train_labels)
     name = f"mixing: {recipe.epochs} epochs, {images:,} images, {n_real} + {p['n_distilled']}"
     if p["augment"] != "auto":

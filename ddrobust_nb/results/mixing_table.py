@@ -273,7 +273,7 @@ class MixedGroup:
     text: str  # As the table prints it
     rows: pd.DataFrame
 
-
+# %% ../../nbs/results/85_mixing_table.ipynb #c048b
 PROTOCOL = "mixing: "  # Begins the protocol of a mixing row; sizes follow
 
 

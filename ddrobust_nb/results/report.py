@@ -223,7 +223,7 @@ class Series:
     colour: str
     hatch: str  # As matplotlib names it, "" for none
 
-
+# %% ../../nbs/results/40_report.ipynb #c032b
 HATCHES = ("", "//", "..", "xx", "oo")
 
 

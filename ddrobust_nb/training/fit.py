@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['VIEWS', 'Recipe', 'lr_at', 'batches', 'training_labels', 'History', 'weights', 'weights_key', 'frozen', 'labeller',
-           'soft_loss', 'relabelling', 'view', 'fit']
+           'soft_loss', 'relabelling', 'TrainingRun', 'view', 'check_recipe', 'check_batch_of_one', 'set_objective',
+           'train_epochs', 'fit']
 
 # %% ../../nbs/training/20_fit.ipynb #c002
 from ddrobust_nb.foundations.core import (
@@ -197,10 +198,15 @@ def relabelling(
     return how
 
 # %% ../../nbs/training/20_fit.ipynb #c049
-class _Run:
+class TrainingRun:
     "A network in training: what has to be saved to go on from any step"
 
-    def __init__(self, net, recipe, device):
+    def __init__(
+        self,
+        net,  # `Network` in training mode
+        recipe: Recipe,
+        device,  # That the network is on
+    ):
         def objective(z, y):
             return F.cross_entropy(net.body(z), y)
 
@@ -325,8 +331,11 @@ def _check_numbers(recipe):
         raise InputError(f"{name} must be a number {range_in_words}, got {value!r}")
 
 
-def _check_recipe(recipe, test):
-    "`InputError` unless a network can be trained by this recipe"
+def check_recipe(
+    recipe: Recipe,
+    test,  # `Data` that training looks at, or None
+):
+    "`InputError` if a value of a recipe is impossible"
     for name, lowest in dict(epochs=1, batch=1, check_every=0, pad=0).items():
         check_int(name, getattr(recipe, name), lowest)
     _check_numbers(recipe)
@@ -378,7 +387,12 @@ def _finish(run, recipe):
     return run.net.eval()
 
 # %% ../../nbs/training/20_fit.ipynb #c066
-def _check_batches(net, n, recipe):
+def check_batch_of_one(
+    net,  # `Network`
+    n: int,  # Images in the training set
+    recipe: Recipe,
+):
+    "`InputError` if batch norm would meet a single value per channel"
     has_batch_norm = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in net.modules())
     has_batch_of_one = 1 in (n % recipe.batch, recipe.batch, n)
     if not has_batch_norm or not has_batch_of_one:
@@ -393,8 +407,15 @@ def _check_batches(net, n, recipe):
         ) from None
 
 # %% ../../nbs/training/20_fit.ipynb #c068
-def _objective(run, recipe, how, teacher, images, device):
-    "Set the loss of a run, compiled if that pays; with relabelling also its teacher"
+def set_objective(
+    run: TrainingRun,  # Gets its loss, and its teacher where there is one
+    recipe: Recipe,
+    how: dict,  # How the teacher labels, of `relabelling`; None without a teacher
+    teacher,  # `Network`, or None
+    images: int,  # In the training set
+    device,
+):
+    "Choose the loss of a run; a long training is compiled"
     passes = recipe.epochs * images
     objective = run.objective
     if how:
@@ -414,9 +435,21 @@ def _recipe_of_set(dset, recipe, how):
         recipe = replace(recipe, lr=dset.lr)
     return recipe
 
-
-def _train(run, recipe, images, labels, *, seed, device, test, desc, save, after_epoch):
-    "The epochs of a run"
+# %% ../../nbs/training/20_fit.ipynb #c070e
+def train_epochs(
+    run: TrainingRun,  # New, or loaded from a state
+    recipe: Recipe,
+    images,  # [n,C,H,W] pixels or bytes, or a lazy folder
+    labels: torch.Tensor,  # [n] classes or [n, classes] probabilities; None with a teacher
+    *,
+    seed: int,  # Of the order, the views and the augmentation
+    device,
+    test,  # `Data` to look at, or None
+    desc: str,  # Title of the progress bar
+    save,  # Called with the state every minute, or None
+    after_epoch,  # after_epoch(epoch, net), or None
+):  # -> Network in evaluation mode, with `.history`
+    "Train from where a run is to the end of its recipe"
     look = _test_images(test, recipe)
     autosave = Autosave(save)
     if torch.is_tensor(images) and images.numel() < 2**28:
@@ -459,19 +492,19 @@ def fit(
     "Train a network on a set"
     how = relabelling(dset, teacher, recipe)
     recipe = _recipe_of_set(dset, recipe, how)
-    _check_recipe(recipe, test)
+    check_recipe(recipe, test)
     device = pick_device(device)
     images, labels = dset.training()
     check_training(images, labels, dset.spec)
     _check_test(test, dset.spec)
     if not how:
         labels = training_labels(labels, recipe)
-    run = _Run(make_network(network, dset.spec, seed=seed, device=device).train(), recipe, device)
-    _check_batches(run.net, len(images), recipe)
+    run = TrainingRun(make_network(network, dset.spec, seed=seed, device=device).train(), recipe, device)
+    check_batch_of_one(run.net, len(images), recipe)
     if how and how["teacher_bn"] == "batch":
-        _check_batches(teacher, len(images), recipe)
-    _objective(run, recipe, how, teacher, len(images), device)
+        check_batch_of_one(teacher, len(images), recipe)
+    set_objective(run, recipe, how, teacher, len(images), device)
     if state:
         run.load(state)
     given = dict(seed=seed, device=device, test=test, desc=desc, save=save, after_epoch=after_epoch)
-    return _train(run, recipe, images, labels, **given)
+    return train_epochs(run, recipe, images, labels, **given)

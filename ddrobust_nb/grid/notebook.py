@@ -76,7 +76,7 @@ def is_done(
 UNSHOWN_PATTERN = re.compile(
     r"(?:^|NotShown: )"  # a line that was displayed, or a warning after its category
     r"((?:(?!NotShown: ).)* could not be (?:shown|kept) \(.*\))"
-    r"; rows, models and flags are not touched by that"
+    r"; rows, models and flags are not affected"
 )
 
 

@@ -24,6 +24,7 @@ CHAPTERS = (
     "distillers",
     "frequency",
     "mixing",
+    "foreign",
     "results",
     "grid",
 )

@@ -22,6 +22,7 @@ CHAPTERS = (
     "distillers",
     "frequency",
     "mixing",
+    "foreign",
     "results",
     "grid",
     "explore",

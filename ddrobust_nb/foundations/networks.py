@@ -199,7 +199,7 @@ class Network(nn.Module):
 
     def __init__(
         self,
-        normalise: Normalise,  # Of the data that the body was, or will be, trained on
+        normalise: Normalise,  # With the mean and std of the data that the body is trained on
         body: nn.Module,  # Takes normalised images; has `embed`
         name: str = "",  # Registered name it was made by
         spec=None,  # `Spec` of the data it was made for
@@ -327,12 +327,19 @@ def _without_groups(pattern):
 def _base_network(base, spec):
     "The function that a name without options stands for"
     if base == "auto":
-        base = "ConvNetD3" if spec.size <= 32 else "ConvNetD4" if spec.size <= 64 else "ConvNetD5"
+        base = _convnet_for(spec.size)
     if base in network:
         return network[base]
     if re.fullmatch("ConvNetD[1-8]", base):
         return _convnet_of(int(base[-1]))
     raise unknown_name("network", base, [*network, "auto"])
+
+
+def _convnet_for(size):
+    "Name of the standard ConvNet for images of `size` pixels"
+    if size <= 32:
+        return "ConvNetD3"
+    return "ConvNetD4" if size <= 64 else "ConvNetD5"
 
 
 @functools.cache

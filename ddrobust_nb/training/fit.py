@@ -99,13 +99,13 @@ def training_labels(
 # %% ../../nbs/training/20_fit.ipynb #c028
 @dataclass
 class History:
-    "What was seen during training; the last weights, and those of the best look at the test images"
+    "What was measured during training, the last weights, and the weights with the best test accuracy"
 
     epochs: list = field(default_factory=list)  # Epochs with a look at the test images, from 0
-    loss: list = field(default_factory=list)  # Mean training loss since the look before
+    loss: list = field(default_factory=list)  # Mean training loss since the previous look
     accuracy: list = field(default_factory=list)  # Test accuracy at each look
     last: dict = None  # Weights after the last epoch
-    best: dict = None  # Weights of the best look; without looks, those of `last`
+    best: dict = None  # Weights with the best test accuracy; if it was never measured, those of `last`
 
 # %% ../../nbs/training/20_fit.ipynb #c029
 def weights(net) -> dict:  # Name -> tensor on the CPU
@@ -132,7 +132,7 @@ def frozen(
     state,  # Its weights: a dict of tensors, or a .safetensors file
     device="cpu",
 ):  # -> Network
-    "A trained network that only answers: evaluation mode, no gradients"
+    "A trained network in evaluation mode, without gradients"
     net = make_network(name, spec, device=device)
     net.load_state_dict(state if isinstance(state, dict) else load_file(state))
     return net.eval().requires_grad_(False)
@@ -165,7 +165,7 @@ def soft_loss(
     return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 # %% ../../nbs/training/20_fit.ipynb #c044
-VIEWS = ("pad", "crop_min", "flip", "mix")  # Fields that the card decides in place of the recipe
+VIEWS = ("pad", "crop_min", "flip", "mix")  # Fields of a recipe that the card of a relabelled set overrides
 
 
 def relabelling(
@@ -319,6 +319,18 @@ def _look(run, test, device):
     return seen
 
 # %% ../../nbs/training/20_fit.ipynb #c062
+def _check_numbers(recipe):
+    "`InputError` unless the fields that may be fractions are in their range"
+    upper_bounds = dict(lr=float("inf"), momentum=1, weight_decay=float("inf"), crop_min=1 + 1e-9)
+    for name, bound in upper_bounds.items():
+        value = getattr(recipe, name)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number and 0 <= value < bound:
+            continue
+        range_in_words = "from 0 to 1" if name == "crop_min" else f"from 0 to below {bound}"
+        raise InputError(f"{name} must be a number {range_in_words}, got {value!r}")
+
+
 def check_recipe(
     recipe: Recipe,
     test,  # `Data` that training looks at, or None
@@ -326,12 +338,7 @@ def check_recipe(
     "`InputError` if a value of a recipe is impossible"
     for name, lowest in dict(epochs=1, batch=1, check_every=0, pad=0).items():
         check_int(name, getattr(recipe, name), lowest)
-    above = dict(lr=float("inf"), momentum=1, weight_decay=float("inf"), crop_min=1 + 1e-9)
-    for name, most in above.items():
-        value = getattr(recipe, name)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not 0 <= value < most:
-            raise InputError(f"{name} must be a number from 0 to below {most}, got {value!r}")
+    _check_numbers(recipe)
     if recipe.augment:
         parse_strategy(recipe.augment)
     check_choice("order", recipe.order, ("shuffled", "sorted"))
@@ -352,7 +359,7 @@ def check_recipe(
 
 # %% ../../nbs/training/20_fit.ipynb #c063
 def _test_images(test, recipe):
-    "The images and labels that are looked at"
+    "The test images and labels that `_look` uses"
     if test is None:
         return None
     n = len(test.test_labels)

@@ -74,17 +74,23 @@ def to_pixels(
     space: str,  # pixels, bytes or normalised:...
     spec: Spec,  # Of the dataset
 ) -> torch.Tensor:  # float32 pixels
-    "Images of a known space as pixels; nothing is clipped"
-    if space == "pixels":
-        return images.float() if images.is_floating_point() else images.to(torch.float32)
+    "Images of a known space as pixels; nothing is clipped but what rounding left outside [0,1]"
     exact = images.to(torch.float64)
+    if space == "pixels":
+        return exact.float()
     if space == "bytes":
-        return (exact / 255).float()
+        return _without_rounding(exact / 255)
     means, deviations = space_constants(space, spec)
     shape = (1, spec.channels, 1, 1)
     std = torch.tensor(deviations, dtype=torch.float64).view(shape)
     mean = torch.tensor(means, dtype=torch.float64).view(shape)
-    return (exact * std + mean).float()
+    return _without_rounding(exact * std + mean)
+
+
+def _without_rounding(x):
+    "Values that are outside [0,1] by less than a millionth are 0 and 1: black, normalised and back, is -0.00000002"
+    inside = x.clamp(0, 1)
+    return torch.where((x - inside).abs() < 1e-6, inside, x).float()
 
 # %% ../../nbs/foreign/30_space.ipynb #c015
 @dataclass(frozen=True)

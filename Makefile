@@ -26,7 +26,7 @@ help:
 	@echo "make run         one cell of the benchmark: distil, train, attack, show (METHOD=dm IPC=1 DATASET=digits OUT=... ARGS='-p NAME VALUE')"
 	@echo "make grid-demo   a whole grid on the bundled digits: six distillers, IPC 1 and 5, into runs/ (WORKERS=2)"
 	@echo "make figures     every table and figure of the paper with our rows beside it, into paper_figures (ARGS='-p store FOLDER')"
-	@echo "make test        all checks: format and lint, notebooks and package agree, documentation, notebook tests, pytest"
+	@echo "make test        all checks: format and lint, style, notebooks and package agree, documentation, notebook tests, pytest"
 	@echo "make test-slow   the checks that take longer, and those for a GPU where there is one"
 	@echo "make docs        the documentation site, in _docs"
 	@echo "make export      notebooks -> package, README and sidebar; notebooks formatted and cleaned"
@@ -74,6 +74,7 @@ figures: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	@$(STEP) "format and lint" "ruff format --check" "ruff check"
 	@$(STEP) "export and clean" "python tools/export.py" nbdev_clean
+	@$(STEP) "how the pages read" "python tools/measure_style.py --check"
 	@$(STEP) "README is index.ipynb" "python tools/make_readme.py --check"
 	@$(STEP) "documentation" "python tools/build_docs.py"
 	@OMP_NUM_THREADS=1 $(STEP) "notebook tests" "python tools/run_notebooks.py"

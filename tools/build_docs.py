@@ -38,6 +38,7 @@ SECTIONS = {
     "attacks": "Attacks",
     "frequency": "Frequency",
     "mixing": "Mixing",
+    "foreign": "Bring your own",
     "results": "Results",
     "grid": "Grids",
     "explore": "Explore",

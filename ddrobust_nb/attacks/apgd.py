@@ -44,7 +44,7 @@ def momentum_step(
     size: torch.Tensor,  # Step size of each image [n,1,1,1]
     low: torch.Tensor,  # Lower bound of each pixel
     high: torch.Tensor,  # Upper bound
-    share: float,  # Of the new direction; 1 in the first step
+    share: float,  # Weight of the new direction; 1 in the first step
 ) -> torch.Tensor:
     "One step of APGD"
     ahead = (adv + size * gradient.sign()).clamp(low, high)
@@ -60,7 +60,7 @@ class ApgdState:
     adv: torch.Tensor  # This iterate
     before: torch.Tensor  # The one before
     low: torch.Tensor
-    high: torch.Tensor
+    high: torch.Tensor  # Bounds of each pixel
     size: torch.Tensor  # Step size [n,1,1,1]
     gradient: torch.Tensor = None  # At this iterate
     best: torch.Tensor = None  # Highest loss so far
@@ -130,23 +130,23 @@ def apgd(
     looks = look_backs(steps)
     last_look = 0
     for i in range(steps + 1):
+        is_last = i == steps
         if i > 0:
             _move(state, share=1 if i == 1 else 0.75)
-        if i == steps:
+        if is_last:
             z = _logits(model, state.adv)
         else:
             z, value, gradient = loss_gradient(model, state.adv, _loss_of(loss, state.id))
         hit = (z.argmax(1) != state.y) & ~broken[state.id]
         out[state.id] = torch.where(hit[:, None, None, None], state.adv, out[state.id])
         broken[state.id] = broken[state.id] | hit
-        if i == steps:
+        if is_last:
             break
         if i == 0:
             _begin(state, value, gradient)
         else:
             remember(state, value, gradient)
-        look = should_check(i + 1, x.device)
-        if look:
+        if should_check(i + 1, x.device):
             state = remaining(state, ~broken[state.id])
             if not len(state.id):
                 break
@@ -249,7 +249,7 @@ def dlr_targeted(
 # %% ../../nbs/attacks/40_apgd.ipynb #c037
 def other_classes(
     z: torch.Tensor,  # Logits of the images, classified correctly [n,C]
-    count: int = None,  # At most so many; None for all
+    count: int = None,  # At most this many; None for all
 ) -> torch.Tensor:  # [n,T]
     "The wrong classes, the likeliest first"
     wrong = z.shape[1] - 1
@@ -289,7 +289,7 @@ def apgd_t_rows(
     tried = 0
     while len(left) and tried < classes.shape[1]:
         untried = classes.shape[1] - tried
-        at_once = 1  # the first class breaks most
+        at_once = 1  # the first class already breaks most images
         if tried > 0:
             expect_passes(model, 3 * steps * len(left) * untried)
             at_once = tasks_at_once(len(left), untried, x.device)
@@ -300,10 +300,17 @@ def apgd_t_rows(
         rows = left.repeat(at_once)
         adv, broken = _towards(model, x[rows], y[rows], eps[rows], steps, torch.cat(draws).to(x), targets)
         broken = broken.view(at_once, len(left))
-        for hit, images in zip(broken.flip(0), adv.view(at_once, *shape).flip(0)):
-            out[left] = torch.where(hit[:, None, None, None], images, out[left])  # the first that works stays
+        out[left] = _first_broken(out[left], adv.view(at_once, *shape), broken)
         left = left[~broken.any(0)]
         tried += at_once
+    return out
+
+# %% ../../nbs/attacks/40_apgd.ipynb #c039b
+def _first_broken(images, attempts, broken):
+    "For each image, the first attempt that broke it, else the image; `attempts` [k,n,C,H,W], `broken` [k,n]"
+    out = images
+    for candidates, hit in zip(attempts.flip(0), broken.flip(0)):  # backwards, so that the first stays
+        out = torch.where(hit[:, None, None, None], candidates, out)
     return out
 
 

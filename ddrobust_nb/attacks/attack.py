@@ -38,7 +38,7 @@ SIZE = re.compile(r"-?(\d+(\.\d*)?|\.\d+)(e[+-]?\d{1,2}|/\d+)?", re.ASCII | re.I
 def write_size(
     name: str,  # Argument name, for the message
     value,  # "2/255", or a number
-) -> str:  # As you wrote it; a number as "k/255" where it is that
+) -> str:  # Your text; a whole number of grey levels as "k/255"
     "A distance in pixel units, from 0 to 1, as the text of an exact fraction"
     try:
         text = _size_text(value)
@@ -55,7 +55,7 @@ def write_size(
 
 
 def _size_text(value):
-    "A size as text; `ValueError` where it is none"
+    "A size as text, or `ValueError` if it is not a number"
     if isinstance(value, bool) or not isinstance(value, (str, Real)):
         raise ValueError
     if isinstance(value, str):
@@ -69,8 +69,8 @@ def _size_text(value):
     return text
 
 # %% ../../nbs/attacks/10_attack.ipynb #c011
-AUTOATTACK = "autoattack"  # You write it by the name of its preset
-AA_PRESETS = {  # steps: of APGD and FAB; targets: None is all other classes; library: the reference
+AUTOATTACK = "autoattack"  # In text you write the name of a preset instead
+AA_PRESETS = {  # steps: of APGD and FAB; targets: None for all other classes; library: the reference
     "aa-standard": dict(
         steps=100,
         targets=9,
@@ -118,13 +118,15 @@ class Attack:
     tells_worst_iterate: bool = False  # Also yields which images were right at every iterate
     one_step: bool = False  # Takes neither steps nor alpha
     has_preset: bool = False  # A preset of AutoAttack decides steps, targets and queries
-    white_box: bool = False  # Follows gradients for many steps, so no attack without gradients may beat all
+    white_box: bool = False  # Follows gradients for many steps: no black-box attack should beat all of these
     black_box: bool = False  # Uses no gradients
-    not_weaker_than: tuple = ()  # Attacks that it must not fall behind at the same eps
-    margin: float = 0.1  # Points by which it may fall behind them, from 10,000 images on
+    not_weaker_than: tuple = ()  # Attacks that must not beat it at the same eps
+    margin: float = 0.1  # Percentage points by which they may beat it, from 10,000 images on
     parts: tuple = ()  # Attacks that it unites: an image is robust if it survives all of them
     min_classes: int = 2  # Classes that the model must have
-    passes: object = None  # (configs, classes) -> passes of an image that survives; None: three a step
+    passes: object = (
+        None  # (configs, classes) -> forward passes for an image that survives; None: three a step
+    )
     serves: object = None  # (name, backend) -> bool for a family of attacks; None: only its own name
 
     def __post_init__(self):
@@ -213,7 +215,7 @@ def takes_preset(
     return entry is not None and entry.has_preset
 
 # %% ../../nbs/attacks/10_attack.ipynb #c018
-NAMED = ("none", "quick", "headline", "paper")  # Whole lists of attacks, further down
+NAMED = ("none", "quick", "headline", "paper")  # Whole lists of attacks, see below
 
 
 def check_attack_name(
@@ -234,11 +236,11 @@ def check_attack_name(
 
 
 def _check_torchattacks(name):
-    "`InputError` unless torchattacks has this attack and it keeps to a ball"
+    "`InputError` unless torchattacks has this attack and eps bounds it"
     theirs = name.removeprefix("ta:")
     if theirs in UNBOUNDED:
         raise InputError(
-            f"attack {name!r} does not keep to a ball of size eps: "
+            f"attack {name!r} is not bounded by eps: "
             f"we run only the bounded Linf attacks of torchattacks ({', '.join(TORCHATTACKS)})"
         )
     if theirs not in TORCHATTACKS:
@@ -263,32 +265,47 @@ def _completed(config):
     check_choice("norm", config.norm, ("Linf",))
     if not isinstance(config.random_start, bool):
         raise InputError(f"random_start must be True or False, got {config.random_start!r}")
-    name, steps, alpha = config.attack, config.steps, config.alpha
     eps = write_size("eps", config.eps)
-    entry = find_attack(name)
+    entry = find_attack(config.attack)
     if entry.has_preset:
-        preset = check_choice("AutoAttack preset", config.preset or "aa-standard", AA_PRESETS)
-        if steps is not None or alpha is not None:
-            raise InputError(f"{name} takes no steps and no alpha: its preset ({preset}) decides them")
-        check_choice("backend", config.backend, BACKENDS)
-        return dict(eps=eps, preset=preset)
+        return dict(eps=eps, preset=_checked_preset(config))
+    _refuse_preset(config)
+    if entry.one_step:
+        return dict(eps=eps, steps=_single_step(config))
+    steps = check_int("steps", 10 if config.steps is None else config.steps, 1)
+    alpha = default_alpha(eps) if config.alpha is None else write_size("alpha", config.alpha)
+    return dict(eps=eps, steps=steps, alpha=alpha)
+
+
+def _checked_preset(config):
+    "The preset of AutoAttack or of one of its parts; these take neither steps nor alpha"
+    preset = check_choice("AutoAttack preset", config.preset or "aa-standard", AA_PRESETS)
+    if config.steps is not None or config.alpha is not None:
+        raise InputError(f"{config.attack} takes no steps and no alpha: its preset ({preset}) decides them")
+    check_choice("backend", config.backend, BACKENDS)
+    return preset
+
+
+def _refuse_preset(config):
+    "`InputError` if an attack outside AutoAttack is given a backend or a preset"
     if config.backend:
         raise InputError(
-            f"only AutoAttack and its parts have a backend, got backend {config.backend!r} for {name}: "
-            "attacks of torchattacks are named ta:NAME"
+            f"only AutoAttack and its parts have a backend, got backend {config.backend!r} "
+            f"for {config.attack}: attacks of torchattacks are named ta:NAME"
         )
     if config.preset:
         raise InputError(
-            f"only AutoAttack and its parts have a preset, got preset {config.preset!r} for {name}"
+            f"only AutoAttack and its parts have a preset, got preset {config.preset!r} for {config.attack}"
         )
-    if entry.one_step:
-        steps = check_int("steps", 1 if steps is None else steps, 1, 1, f"{name} is one step of size eps")
-        if alpha is not None:
-            raise InputError(f"{name} takes no alpha: its one step has size eps")
-        return dict(eps=eps, steps=steps)
-    steps = check_int("steps", 10 if steps is None else steps, 1)
-    alpha = default_alpha(eps) if alpha is None else write_size("alpha", alpha)
-    return dict(eps=eps, steps=steps, alpha=alpha)
+
+
+def _single_step(config):
+    "The steps of an attack with one step, which is 1"
+    steps = 1 if config.steps is None else config.steps
+    check_int("steps", steps, 1, 1, f"{config.attack} is one step of size eps")
+    if config.alpha is not None:
+        raise InputError(f"{config.attack} takes no alpha: its one step has size eps")
+    return 1
 
 # %% ../../nbs/attacks/10_attack.ipynb #c024
 @dataclass(frozen=True)
@@ -350,15 +367,8 @@ def config(
     random_start: bool = True,
 ) -> AttackConfig:
     "A setting of this attack"
-    return AttackConfig(
-        attack=self.name,
-        eps=eps,
-        steps=steps,
-        alpha=alpha,
-        preset=preset,
-        norm=norm,
-        random_start=random_start,
-    )
+    options = dict(alpha=alpha, preset=preset, norm=norm, random_start=random_start)
+    return AttackConfig(attack=self.name, eps=eps, steps=steps, **options)
 
 # %% ../../nbs/attacks/10_attack.ipynb #c315
 @patch
@@ -395,7 +405,7 @@ def at_eps(
 # %% ../../nbs/attacks/10_attack.ipynb #c033
 def parse_attack(
     text: str,  # "pgd@8/255@10"
-    aa_preset: str = "aa-standard",  # For AutoAttack and its parts, where the name is no preset
+    aa_preset: str = "aa-standard",  # For AutoAttack and its parts, if the text names no preset
 ) -> AttackConfig:
     "One setting from its short form NAME[@EPS[@STEPS]]"
     name, *rest = [piece.strip() for piece in text.split("@")]
@@ -427,7 +437,7 @@ def _read_steps(text, steps):
 # %% ../../nbs/attacks/10_attack.ipynb #c034
 def parse_attacks(
     text: str,  # "fgsm@2/255,pgd@8/255@10,aa-standard@1/255,ta:TIFGSM@8/255"
-    aa_preset: str = "aa-standard",  # For AutoAttack and its parts, where the name is no preset
+    aa_preset: str = "aa-standard",  # For AutoAttack and its parts, if the text names no preset
 ) -> list:
     "Settings from a comma list, in its order"
     if not text.strip():
@@ -450,7 +460,7 @@ def group_configs(
 
 
 def _amount_of_work(config):
-    "Settings of a group in rising order of this"
+    "The order of settings in a group: smaller eps first, then fewer steps"
     return config.eps_value, config.steps or 0
 
 # %% ../../nbs/attacks/10_attack.ipynb #c040
@@ -472,7 +482,7 @@ QUICK_ON_DIGITS = (
     "fgsm@8/255,pgd@8/255@10,cw@8/255@10,fgsm@32/255,pgd@32/255@10,cw@32/255@10,"
     "apgd-ce@32/255,apgd-t@32/255,fab-t@32/255,square@32/255,aa-quick@32/255"
 )
-DIGITS = ("digits", "mnist", "fashionmnist")  # Datasets that hardly notice 2/255
+DIGITS = ("digits", "mnist", "fashionmnist")  # Datasets that a change of 2/255 hardly affects
 
 
 def named_list(
@@ -489,7 +499,7 @@ PROTOCOL_ATTACKS = {
     "quick": ("quick", "aa-quick"),
     "full": ("headline", "aa-standard"),
     "paper": ("paper", "aa-paper"),
-}  # List and preset
+}  # For each protocol: a named list, and the preset of AutoAttack
 
 # %% ../../nbs/attacks/10_attack.ipynb #c902
 def by_torchattacks(
@@ -526,7 +536,7 @@ OVERWRITTEN = ("robustbench", "autoattack")  # Folders that torchattacks brings 
 
 
 class OverwritesRobustBench(UserWarning):
-    "torchattacks and RobustBench share an environment, and files"
+    "torchattacks and RobustBench are in one environment and write the same files"
 
 # %% ../../nbs/attacks/10_attack.ipynb #c324
 def warn_overwritten(
@@ -570,7 +580,7 @@ def ready_to_run(
 def attack_list(
     attacks="auto",  # auto, none, quick, headline, paper, a comma list of NAME[@EPS[@STEPS]], or settings
     dataset: str = "",  # Decides the eps of `quick`
-    protocol: str = "quick",  # Decides what auto means, and the preset of AutoAttack where none is named
+    protocol: str = "quick",  # Decides what auto means, and the preset of AutoAttack if none is named
 ) -> list:  # One setting per row of the results
     "The settings to run, from the `attacks` parameter of the run notebooks"
     default, preset = PROTOCOL_ATTACKS[check_choice("protocol", protocol, PROTOCOL_ATTACKS)]

@@ -30,13 +30,13 @@ from pyautoattack.square import SquareAttack
 
 # %% ../../nbs/attacks/70_autoattack.ipynb #c701
 PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")  # The four parts of AutoAttack
-DISTINCT_PARTS = ("apgd-t", "fab-t", "square")  # They search so differently that equal numbers are suspicious
+DISTINCT_PARTS = ("apgd-t", "fab-t", "square")  # They search so differently that equal results are suspicious
 
 # %% ../../nbs/attacks/70_autoattack.ipynb #c013
 def autoattack_flags(
     parts: dict,  # Name of the part -> its flags
 ) -> torch.Tensor:
-    "Robust to AutoAttack: still right after all four parts, which must be given completely"
+    "Which images are robust to AutoAttack: still right after all four parts"
     missing = [part for part in PARTS if part not in parts]
     if missing:
         raise InputError(
@@ -61,7 +61,9 @@ def run_part(
     configs: list,  # That differ in eps only
     seed: int,
     index: torch.Tensor,
-) -> tuple:  # Which setting, which image, adversarial image: a row for each that is left
+) -> (
+    tuple
+):  # For each image left at an eps: position of the setting, position of the image, adversarial image
     "One part on the images that are left at each eps, as one batch"
     run, where = left.nonzero(as_tuple=True)
     sizes = x.new_tensor([config.eps_value for config in configs])
@@ -93,8 +95,8 @@ def autoattack(
     *,
     seed: int,
     index: torch.Tensor,
-):  # Yields the images of each, as the first part that broke them left them
-    "The four parts in turn, each on what the ones before have left"
+):  # Yields the images of each setting; a broken image comes from the first part that broke it
+    "The four parts in turn, each on the images that survived the parts before"
     out = torch.stack([x] * len(configs))
     left = torch.ones(len(configs), len(y), dtype=torch.bool, device=x.device)
 
@@ -124,7 +126,7 @@ def pyautoattack_part(
     seed: int,
     device: torch.device,
 ):
-    "A part of AutoAttack from its authors' code, every setting given: maps (x, y) to adversarial images"
+    "A part of AutoAttack from its authors' code, with every option set: maps (x, y) to adversarial images"
     check_eval(model)
     p = AA_PRESETS[config.preset]
     steps = p["steps"]
@@ -153,7 +155,7 @@ def torchattacks_part(
     seed: int,
     device: torch.device,
 ):
-    "A part of AutoAttack from torchattacks, every setting given: maps (x, y) to adversarial images"
+    "A part of AutoAttack from torchattacks, with every option set: maps (x, y) to adversarial images"
     check_eval(model)
     import torchattacks
 
@@ -213,7 +215,7 @@ def reference(
 
 # %% ../../nbs/attacks/70_autoattack.ipynb #c035
 class ThreeChannels(nn.Module):
-    "A model of grey images that takes three equal channels: TIFGSM of torchattacks only takes those"
+    "A model of grey images behind an input of three channels, because TIFGSM of torchattacks needs three"
 
     def __init__(self, model: nn.Module):
         super().__init__()

@@ -37,7 +37,7 @@ from .metrics import weaker
 
 # %% ../../nbs/attacks/95_checks.ipynb #c910
 class CheckCode(str, Enum):
-    "The code of a self-check, as rows have it"
+    "The code of a self-check, as rows keep it"
 
     RANGE = "range"
     EPS0 = "eps0"
@@ -77,22 +77,22 @@ class Check:
 
 # %% ../../nbs/attacks/95_checks.ipynb #c009
 EXPLAINED = {
-    CheckCode.RANGE: "Images and attacked images must lie in [0,1] and within eps of each other; else the attack works in the wrong space: give it pixels, and let the model normalise.",
-    CheckCode.EPS0: "An attack with eps 0 must leave the clean predictions; else clean and robust accuracy are not of the same model and images: look for a second normalisation or a clipping.",
-    CheckCode.NOISE: "Random noise of at most 8 grey levels must cost next to nothing; else inputs are clipped or scaled on the way, or the model is broken: look at the images it gets.",
+    CheckCode.RANGE: "Images and attacked images must be in [0,1] and within eps of each other; else the attack works in the wrong space: give it pixels, and let the model normalise.",
+    CheckCode.EPS0: "An attack with eps 0 must not change any prediction; else clean and robust accuracy are not of the same model and images: look for a second normalisation or a clipping.",
+    CheckCode.NOISE: "Random noise of at most 8 grey levels must cost next to nothing; else inputs are clipped or scaled on the way, or the model is broken: look at the images that it receives.",
     CheckCode.GRADIENT: "No image may have a margin whose gradient is exactly zero; else something in the model (rounding, thresholds) masks gradients, and attacks that need them only seem to fail: trust Square, or attack the model without that layer.",
     CheckCode.SATURATION: "No image may have a cross-entropy whose gradient is exactly zero; else the logits are so large that it underflows, and FGSM and PGD do not move: trust CW and AutoAttack, or divide the logits.",
     CheckCode.RANDOM: "The model must answer the same five times; else dropout or noise was left on and one attack gradient says little: switch it off, or average gradients over many passes.",
     CheckCode.DYNAMIC: "The model must not take gradients while it answers; else it changes itself under attack and ordinary attacks do not apply: attack the whole procedure.",
     CheckCode.LOGITS: "The outputs must be logits and not probabilities; else a softmax in the model makes gradients vanish: remove it.",
-    CheckCode.UNBOUNDED: "PGD with eps 0.5 and 50 steps must break every image; else the attack does not work on this model at all, and you cannot believe any robust accuracy of it.",
-    CheckCode.MISSING: "Every setting must have one flag for each of the same images, once; else you cannot compare the accuracies: run the missing ones.",
+    CheckCode.UNBOUNDED: "PGD with eps 0.5 and 50 steps must break every image; else the attack does not work on this model at all, and you cannot trust any robust accuracy of it.",
+    CheckCode.MISSING: "Every setting must occur once, with one flag for each of the same images; else you cannot compare the accuracies: run the missing ones.",
     CheckCode.CLEAN: "No attack may leave more images right than there were before it; else rows are mixed up or a digit is wrong.",
     CheckCode.MONOTONE: "A larger eps must not leave more images right; else rows are mixed up, a digit is wrong, or the step size does not suit the eps.",
     CheckCode.STEPS: "More steps must not leave more images right; else rows are mixed up, a digit is wrong, or the step size is too large.",
     CheckCode.UNION: "AutoAttack must not leave an image right that one of its parts breaks; else it was put together from different runs: unite the flags of one run.",
     CheckCode.STRENGTH: "FGSM must not be weaker than noise, PGD not weaker than FGSM, AutoAttack not weaker than any of FGSM, PGD and CW; else the attack does not work (do its steps reach as far as eps?), or its row belongs to another eps.",
-    CheckCode.BLACKBOX: "Square, which sees no gradients, must not beat all attacks that see them; else gradients are masked: trust the lowest number, and look at `gradient` and `saturation`.",
+    CheckCode.BLACKBOX: "Square, which uses no gradients, must not beat all attacks that use them; else gradients are masked: trust the lowest number, and look at `gradient` and `saturation`.",
     CheckCode.TWICE: "In a table: one setting must not have two values; else one of them belongs to another setting.",
     CheckCode.COPIED: "In a table: two of APGD-T, FAB-T and Square must not print the same number while AutoAttack is clearly lower; else one was probably copied into the other's cell.",
     CheckCode.GRAIN: "In a table: an accuracy must be a whole number of images; else a digit is wrong.",
@@ -108,9 +108,8 @@ def range_check(
     low = x.min().item()
     high = x.max().item()
     if low < -1e-6 or high > 1 + 1e-6:
-        return Check(
-            CheckCode.RANGE, False, f"images reach from {low:.2f} to {high:.2f}, pixels are in [0,1]"
-        )
+        text = f"images reach from {low:.2f} to {high:.2f}, pixels are in [0,1]"
+        return Check(CheckCode.RANGE, False, text)
     try:
         check_adversarial(x, attacked, config)
     except RuntimeError as error:
@@ -167,25 +166,24 @@ def gradient_checks(
     masked = int((no_margin & right).sum())
     saturated = int((no_entropy & ~no_margin & right).sum())
     of = f"of {int(right.sum())} right images have"
+    flat_margin = f"{masked} {of} a margin without gradient"
+    flat_entropy = f"{saturated} {of} a cross-entropy whose gradient underflows"
     return [
-        Check(CheckCode.GRADIENT, not masked, f"{masked} {of} a margin without gradient"),
-        Check(
-            CheckCode.SATURATION, not saturated, f"{saturated} {of} a cross-entropy whose gradient underflows"
-        ),
+        Check(CheckCode.GRADIENT, not masked, flat_margin),
+        Check(CheckCode.SATURATION, not saturated, flat_entropy),
     ]
 
 
 def _is_flat(values, x):
     "Which images have a gradient of exactly zero"
-    (gradient,) = torch.autograd.grad(
-        values.sum(), x, retain_graph=True, allow_unused=True, materialize_grads=True
-    )
+    options = dict(retain_graph=True, allow_unused=True, materialize_grads=True)
+    (gradient,) = torch.autograd.grad(values.sum(), x, **options)
     return gradient.flatten(1).abs().amax(1) == 0
 
 # %% ../../nbs/attacks/95_checks.ipynb #c030
 @contextmanager
 def gradients_taken():
-    "A list that grows with every gradient taken meanwhile"
+    "A list with one entry for every gradient that is taken inside the block"
     calls = []
 
     def counting(function):
@@ -259,7 +257,7 @@ def model_checks(
     index: torch.Tensor,  # Their positions in the test set
     eps: str,  # Smallest eps of the attacks
     *,
-    clean: torch.Tensor = None,  # Clean flags that training reported; None: the model is asked
+    clean: torch.Tensor = None,  # Clean flags that training reported; None: computed here
     seed: int = 0,
     device="auto",
 ) -> list:
@@ -282,10 +280,10 @@ def model_checks(
 
 # %% ../../nbs/attacks/95_checks.ipynb #c045
 def exceeds(
-    a: torch.Tensor,  # Flags of the one that should leave no more images right
+    a: torch.Tensor,  # Flags of the attack that should leave no more images right
     b: torch.Tensor,  # ... than this one
     margin: float,  # In points, for 10,000 images and more
-    comparisons: int = 1,  # How many share the one in a hundred
+    comparisons: int = 1,  # How many comparisons share the one in a hundred
 ) -> bool:
     "True when `a` leaves more right than `b` by more than chance, or on many images by more than a margin"
     over = 100 * (a.sum() - b.sum()).item() / max(len(a), 1)
@@ -384,7 +382,7 @@ def comparisons(
 def gaps(
     evaluations,
 ) -> list:  # One sentence per fault
-    "What is missing, or there twice"
+    "What is missing or occurs twice"
     whole = max((e.index for e in evaluations), key=len, default=())
     faults = [
         f"{e.config} has {len(e.flags)} flags for {len(whole)} images"
@@ -444,7 +442,7 @@ class Printed:
     eps_255: float
     steps: int
     value: float  # In percent
-    n: int  # Test images; 10,000 where it is not known
+    n: int  # Test images; 10,000 if not known
     counted: bool  # Whether `n` is known
     preset: str = ""
 
@@ -494,32 +492,28 @@ def read_table(
 
 # %% ../../nbs/attacks/95_checks.ipynb #c973
 def _numbers(frame, name, instead):
-    "A column as numbers; `instead` where there is none"
+    "A column as numbers, with `instead` for missing values"
     if name not in frame:
         return pd.Series(instead, frame.index)
     return pd.to_numeric(frame[name], errors="coerce").fillna(instead)
 
 
 def _printed(row, attack, numbers):
-    "The number of a row, and the clean accuracy if it is beside it"
+    "The number of a row, and its clean accuracy if the row has one"
     n = int(numbers["n"])
-    found = [
-        Printed(
-            row=row,
-            attack=attack,
-            eps_255=float(numbers["eps_255"]),
-            steps=int(numbers["steps"]),
-            value=float(numbers["value"]),
-            n=n or 10_000,
-            counted=bool(n),
-        )
-    ]
-    if numbers["clean"] >= 0:
-        clean = float(numbers["clean"])
-        found.append(
-            Printed(row=row, attack="none", eps_255=0.0, steps=0, value=clean, n=n or 10_000, counted=False)
-        )
-    return found
+    shared = dict(row=row, n=n or 10_000)
+    robust = Printed(
+        **shared,
+        attack=attack,
+        eps_255=float(numbers["eps_255"]),
+        steps=int(numbers["steps"]),
+        value=float(numbers["value"]),
+        counted=bool(n),
+    )
+    clean = float(numbers["clean"])
+    if clean < 0:  # the row has none
+        return [robust]
+    return [robust, Printed(**shared, attack="none", eps_255=0.0, steps=0, value=clean, counted=False)]
 
 # %% ../../nbs/attacks/95_checks.ipynb #c073
 def odd_pairs(
@@ -535,17 +529,23 @@ def odd_pairs(
             yield "twice", s, t
     for t in printed:
         beside = [s for s in printed if s.eps_255 == t.eps_255]
-        white = [s for s in beside if _is_white_box(s.attack)]
-        if white and _is_black_box(t.attack):
-            s = min(white, key=lambda s: s.value)
-            if _is_over(s, t, BLACKBOX, strict):
-                yield "blackbox", s, t
-        same = [s for s in beside if _is_suspicious(s, t)]
-        united = [s.value for s in beside if _unites(s.attack, t.attack)]
-        if same and united and t.value - min(united) > max(600 / t.n, 0.1) + 1e-9:
-            yield "copied", t, same[0]
+        yield from _odd_beside(t, beside, strict)
         if t.counted and not _is_whole(t):
             yield "grain", t, t
+
+
+def _odd_beside(t, beside, strict):
+    "`blackbox` and `copied`: a number against all numbers of the model at the same eps"
+    white = [s for s in beside if _is_white_box(s.attack)]
+    if white and _is_black_box(t.attack):
+        strongest = min(white, key=lambda s: s.value)
+        if _is_over(strongest, t, BLACKBOX, strict):
+            yield "blackbox", strongest, t
+    same = [s for s in beside if _is_suspicious(s, t)]
+    united = [s.value for s in beside if _unites(s.attack, t.attack)]
+    clear_difference = max(600 / t.n, 0.1) + 1e-9
+    if same and united and t.value - min(united) > clear_difference:
+        yield "copied", t, same[0]
 
 
 def _is_over(s, t, points, strict):
@@ -586,8 +586,8 @@ def table_checks(
     rows,  # List of dicts or a frame: dataset, method, ipc, attack, eps_255, steps, value; also clean, n
     *,
     n: int = None,  # Test images, for rows that do not say it; None: not known, margins as for 10,000
-    strict: bool = False,  # No margins: also what random starts explain
-) -> pd.DataFrame:  # code, the row that is too high, the row that it contradicts, a sentence
+    strict: bool = False,  # No margins: also report what random starts explain
+) -> pd.DataFrame:  # Columns: code, the row that is too high, the row that it contradicts, a sentence
     "The self-checks of a published table, which has accuracies and no flags"
     found = []
     for model, printed in read_table(rows, n).items():

@@ -25,7 +25,7 @@ def margin(
 def margin_loss(
     z: torch.Tensor,  # Logits [n,C]
     y: torch.Tensor,  # Labels [n]
-    confidence: float = 50,  # Logits by which an image has to be wrong
+    confidence: float = 50,  # Difference of logits by which an image has to be wrong
 ) -> torch.Tensor:  # [n]
     "Minus the margin, until the image is wrong by `confidence`"
     return -(margin(z, y) + confidence).clamp(min=0)

@@ -24,7 +24,7 @@ def uniform_noise(
     *,
     noise: torch.Tensor,  # In [-1,1], one per image
 ) -> torch.Tensor:
-    "Random noise of size eps: no attack but the control that every attack must beat"
+    "Random noise of size eps: not an attack, but the control that every attack must beat"
     return (x + config.eps_value * noise).clamp(0, 1)
 
 # %% ../../nbs/attacks/20_fgsm.ipynb #c010
@@ -53,7 +53,7 @@ def fgsm(
     x: torch.Tensor,
     y: torch.Tensor,
     configs: list,  # That differ in eps only
-):  # Yields the adversarial images of each
+):  # Yields the adversarial images of each setting
     "One step of size eps along the sign of the gradient"
     sign = pixel_gradient(model, x, y).sign()
     for config in configs:
@@ -64,9 +64,9 @@ def show_adversarial(
     x: torch.Tensor,  # Images [n,C,H,W]
     adv: torch.Tensor,  # The attacked images
     titles=None,  # One text per column
-    scale: int = 20,  # How much the middle row is exaggerated
+    scale: int = 20,  # The middle row shows the change this many times larger
 ):
-    "Image, change x `scale` around grey, attacked image: one column each"
+    "One column per image: the image, its change times `scale` on grey, the attacked image"
     import matplotlib.pyplot as plt
 
     if not len(x):

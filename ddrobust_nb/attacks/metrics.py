@@ -15,11 +15,11 @@ from ..foundations.core import InputError, check_int, generator
 
 # %% ../../nbs/attacks/85_metrics.ipynb #c009
 def wilson(
-    p: float,  # Share of successes, from 0 to 1; of several models their mean
+    p: float,  # Share of successes, from 0 to 1; for several models the mean
     n: int,  # Images
     z: float = 1.96,  # 1.96 for 95 %
 ) -> tuple:  # (low, high), with 0 <= low <= p <= high <= 1
-    "Wilson's interval for a share seen on `n` images"
+    "Wilson's interval for a share measured on `n` images"
     p = _share("p", p)
     n = _images("n", n)
     centre = p + z * z / (2 * n)
@@ -57,8 +57,8 @@ def _images(
 # %% ../../nbs/attacks/85_metrics.ipynb #c016
 def drop_rate(
     clean: float,  # Clean accuracy on the attacked images
-    robust: float,  # Accuracy left on the same images
-) -> float:  # None where the clean accuracy is 0
+    robust: float,  # Accuracy under attack on the same images
+) -> float:  # None if the clean accuracy is 0
     "(clean - robust) / clean"
     return (clean - robust) / clean if clean else None
 
@@ -66,9 +66,9 @@ def drop_rate(
 def weaker(
     a: torch.Tensor,  # Flags of one attack
     b: torch.Tensor,  # Flags of another on the same images
-    p: float = 0.01,  # How unlikely chance must be
+    p: float = 0.01,  # Significance level
 ) -> bool:
-    "True when `a` left significantly more images right than `b`: a one-sided exact sign test"
+    "Whether `a` left significantly more images right than `b`, by a one-sided exact sign test"
     from scipy.stats import binomtest
 
     only_a = int((a & ~b).sum())
@@ -137,7 +137,7 @@ def check_flags(
     flags,  # What the caller passed
     rows: str = "models",  # What a row is, for the message
 ) -> torch.Tensor:
-    "`flags` if they are a bool tensor [rows, images] that holds something, else `InputError`"
+    "`flags` if they are a bool tensor [rows, images] that is not empty, else `InputError`"
     want = f"a bool tensor [{rows}, images], True where the image is still right"
     if not isinstance(flags, torch.Tensor) or flags.dtype != torch.bool:
         raise InputError(
@@ -155,7 +155,7 @@ def check_flags(
 # %% ../../nbs/attacks/85_metrics.ipynb #c042
 def redraw(
     counts: torch.Tensor,  # How many there are of each kind [kinds]
-    n: int,  # How often all are drawn again, with replacement
+    n: int,  # How often to draw as many again, with replacement
     g: torch.Generator,
 ) -> torch.Tensor:  # How many of each kind came up [n, kinds], float64; each row sums to all
     "How often each kind comes up when all are drawn again"
@@ -185,7 +185,9 @@ def redrawn_means(
     rows = kinds.double().split([len(flags) for flags in groups])
     right = [(of_method @ row * images).sum(1) for of_method, row in zip(models, rows)]
     total = torch.tensor([len(flags) * counts.sum() for flags in groups], dtype=torch.float64)
-    return torch.stack(right) / total[:, None]  # whole numbers up to here: nothing is rounded
+    return (
+        torch.stack(right) / total[:, None]
+    )  # only whole numbers were added: nothing is rounded before this
 
 # %% ../../nbs/attacks/85_metrics.ipynb #c046
 def bootstrap_interval(
@@ -225,7 +227,7 @@ class Comparison:
     level: float = 0.95
 
     difference = property(
-        lambda self: self.a - self.b, doc="mean accuracy of the first less that of the second"
+        lambda self: self.a - self.b, doc="mean accuracy of the first minus that of the second"
     )
     clear = property(lambda self: self.low > 0 or self.high < 0, doc="the interval does not contain 0")
 
@@ -279,5 +281,5 @@ def compare(
 def carry_over_eps(
     flags: torch.Tensor,  # [eps, images] of one model, in rising order of eps
 ) -> torch.Tensor:  # [eps, images]
-    "Flags where an image that was broken at a smaller eps stays broken"
+    "Flags in which an image that was broken at a smaller eps stays broken"
     return check_flags("flags", flags, "eps").cummin(0).values

@@ -20,8 +20,8 @@ def ascend(
     y: torch.Tensor,
     configs: list,  # That differ in steps only, the fewest first
     noise: torch.Tensor,  # In [-1,1]: the start, as a share of eps
-    loss=cross_entropy,  # What to climb: maps logits and labels to one number per image
-):  # Yields, for each, the last iterate, and which images were right at every one before
+    loss=cross_entropy,  # Is raised: maps logits and labels to one number per image
+):  # Yields, for each setting, the last iterate, and which images were right at every iterate before it
     "Sign steps up a loss, projected onto the ball and onto [0,1] after each"
     eps = configs[0].eps_value
     alpha = configs[0].alpha_value

@@ -31,7 +31,7 @@ def unit_noise(
     attack: str,  # Name of the attack
     restart: int = 0,
 ) -> torch.Tensor:  # [n,C,H,W] on the CPU, in [-1,1]
-    "Uniform noise that depends on the index of the image, not on its batch"
+    "Uniform noise that depends on the index of an image, not on its batch"
     draws = [torch.rand(shape[1:], generator=generator(seed, attack, restart, int(i))) for i in index]
     return torch.stack(draws) * 2 - 1 if draws else torch.empty(tuple(shape))
 
@@ -39,7 +39,7 @@ def unit_noise(
 def check_pixels(
     x: torch.Tensor,  # [n,C,H,W]
 ) -> torch.Tensor:  # The same; rounding errors up to 1e-6 outside [0,1] are cut off
-    "Images as attacks want them, else `InputError`"
+    "Images as attacks need them, else `InputError`"
     if not isinstance(x, torch.Tensor):
         raise InputError(f"images must be a tensor [n, channels, height, width], got {type(x).__name__}")
     if x.dim() != 4:
@@ -68,7 +68,7 @@ def check_class_labels(
     y: torch.Tensor,  # [n], whole numbers from 0
     n: int,  # Number of images
 ) -> torch.Tensor:  # int64
-    "Labels that fit the images, else `InputError`; labels that are too large show up at the logits"
+    "Labels that fit the images, else `InputError`; labels that are too large are refused once the logits are known"
     if not isinstance(y, torch.Tensor) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise InputError(
             f"labels must be a tensor of whole numbers, got {getattr(y, 'dtype', type(y).__name__)}"
@@ -117,7 +117,7 @@ def check_adversarial(
     if not len(x):
         return
     worst = (adv - x).abs().max()
-    if not worst <= config.eps_value + 1e-6:  # NaN is not
+    if not worst <= config.eps_value + 1e-6:  # also true for NaN
         raise RuntimeError(f"{config} moved a pixel by {worst * 255:.4f}/255: the attack is broken")
     low = adv.min()
     high = adv.max()
@@ -222,7 +222,7 @@ def run_chunk(
     index: torch.Tensor,
     right=None,  # bool [n]: which images are classified correctly; None asks the model
     attack_misclassified: bool = False,
-    passes: int = 0,  # That the model has had before
+    passes: int = 0,  # Forward passes that the model has had before; a gradient counts as two more
 ) -> list:  # One `AttackOutcome` for each setting
     "Attack one chunk and judge the result"
     clock = _Clock(CountedModel(model, y, passes))
@@ -242,7 +242,9 @@ def run_chunk(
             if len(where):
                 flags[where] = classified_right(clock.counted, adv, chosen.y)
             if always is not None:
-                always = flags.clone().masked_scatter_(attacked, always & flags[where])
+                always_attacked = always & flags[where]
+                always = torch.zeros_like(flags)
+                always[where] = always_attacked
             outcomes.append(AttackOutcome(images=images, flags=flags, always=always, **clock.lap()))
     if len(outcomes) < len(configs):
         raise RuntimeError(f"{entry.name} yielded {len(outcomes)} of {len(configs)} results: it is broken")
@@ -260,7 +262,7 @@ class _Chosen:
 
 
 class _Clock:
-    "Work and time since the last look"
+    "Counts work and time from one lap to the next"
 
     def __init__(self, counted):
         self.counted = counted
@@ -305,7 +307,7 @@ def _attacked(entry, counted, chosen, configs, seed):
 
 
 def _options(entry, chosen, seed):
-    "What an attack may ask for besides model, images, labels and settings: seed, index, noise"
+    "What the attack asks for besides model, images, labels and settings: seed, index, noise"
     wanted = inspect.signature(entry.bare).parameters
     options = {}
     if "seed" in wanted:
@@ -328,11 +330,11 @@ def attack_chunks(
     index=None,  # Position of each image in the test set; None for 0..n-1
     device="auto",  # "auto": where the model is
     batch: int = None,  # Images at once, only for our own attacks; None for a size that fits
-    right=None,  # bool [n]: which images are classified correctly, if you know it
-    attack_misclassified: bool = False,  # Attack the others too
-    passes: int = 0,  # That the model has had before: they decide when it is compiled
+    right=None,  # bool [n]: which images are classified correctly, if you know already
+    attack_misclassified: bool = False,  # Attack misclassified images too
+    passes: int = 0,  # Forward passes that the model has had before; they decide when it is compiled
 ):
-    "Attack chunk by chunk: yields (positions in `x`, one outcome per setting), for runs that save on their way"
+    "Attack chunk by chunk and yield (positions in `x`, one outcome per setting), so that a run can save each"
     configs = [configs] if isinstance(configs, AttackConfig) else list(configs)
     x, y, index = _checked(model, x, y, configs, seed, index, attack_misclassified)
     model, device = place_model(model, device)
@@ -399,7 +401,7 @@ def attack_group(
 
 
 def _joined(x, config, parts):
-    "The outcome of all chunks"
+    "The outcomes of all chunks as one"
     images = x.detach().clone()
     flags = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     declared = find_attack(config.attack, config.backend).tells_worst_iterate
@@ -408,7 +410,7 @@ def _joined(x, config, parts):
     for where, outcome in parts:
         images[where] = outcome.images
         flags[where] = outcome.flags
-        if outcome.always is not None:  # else no image of this chunk was right
+        if outcome.always is not None:  # None: no image of this chunk was right
             always[where] = outcome.always
     return AttackOutcome(
         images=images,
@@ -447,7 +449,7 @@ def run(
 
 # %% ../../nbs/attacks/15_running.ipynb #c078
 def as_one_batch(
-    rows,  # Maps (model, x, y, eps [n,1,1,1], preset, seed, index) to images, row by row
+    rows,  # Maps (model, x, y, eps [n,1,1,1], preset, seed, index) to images; each row has its own eps
     model,
     x: torch.Tensor,
     y: torch.Tensor,

@@ -110,7 +110,7 @@ def embed(
     device,
     batch: int = 250,  # Images at a time
 ) -> torch.Tensor:  # [n, d], on the device
-    "Features of the last layer but one; the network is left as it is"
+    "The input of the last layer, as features; the network is left as it is"
     check_eval(net)
     if uses_batch_statistics(net):
         raise InputError(

@@ -100,7 +100,7 @@ def largest_distance(
     params: dict,  # What `matched_weights` gives
     distance: str,  # Name of a distance
 ) -> int:
-    "The distance of gradients that have nothing to do with each other"
+    "The distance of unrelated gradients"
     return sum(map(len, params.values())) if distance == "ours" else 1
 
 # %% ../../nbs/distillers/10_dc.ipynb #c021
@@ -167,7 +167,7 @@ def matcher(
     net,  # Network
     distance: str,  # Name of a distance
     ipc: int,  # Synthetic images per class
-    passes: int,  # Images that go through `net` in the whole run
+    passes: int,  # Forward passes of single images in the whole run
 ) -> Callable:
     "The fastest way to match several classes"
     match = match_of(net.body, distance)
@@ -202,11 +202,11 @@ LOOPS = {  # Images per class -> (outer, inner); the row of 5 is ours
 
 
 def loops(
-    ipc: int,  # Images per class; between two rows of the table the upper one counts
+    ipc: int,  # Images per class; between two rows of the table, the row of fewer images counts
     outer: int = None,  # Steps on the images with one network; None: from the table
     inner: int = None,  # Epochs of training between two of them; None: from the table
 ) -> tuple:  # (outer, inner)
-    "Both numbers of loops"
+    "How often the outer and the inner loop run"
     outer_of_table, inner_of_table = LOOPS[max(n for n in LOOPS if n <= ipc)]
     outer = outer_of_table if outer is None else outer
     inner = inner_of_table if inner is None else inner
@@ -283,7 +283,7 @@ def matching_step(
 
 # %% ../../nbs/distillers/10_dc.ipynb #c051
 class _MatchingRun:
-    "What a run holds: images, optimiser, one network, and functions made from it"
+    "The parts of a run: images, optimiser, one network, and functions made from it"
 
     def __init__(self, data, ipc, config, seed, device, *, pair, each):
         self.data = data
@@ -308,7 +308,7 @@ class _MatchingRun:
         self.match = matcher(self.net, config["distance"], ipc, 9 * self.steps * len(self.y))
 
     def pixels(self):
-        "The images, as a set has them"
+        "The images as pixels, as a set holds them"
         return self.normal.inverse(self.z.detach().cpu().flatten(0, 1))
 
 # %% ../../nbs/distillers/10_dc.ipynb #c053
@@ -325,18 +325,18 @@ def _step(run, step):
     if turn == 0:
         _new_network(run, it)
     functions = (run.gradient, run.match, run.params)
-    how = dict(batch_real=run.config["batch_real"], pair=run.pair)
-    d = matching_step(run.data, run.net, *functions, run.z, here, **how)
+    options = dict(batch_real=run.config["batch_real"], pair=run.pair)
+    d = matching_step(run.data, run.net, *functions, run.z, here, **options)
     run.optimiser.step()
     if turn < run.outer - 1:
-        how = {name: run.config[name] for name in ("inner", "batch_train", "lr_net")}
+        training = {name: run.config[name] for name in ("inner", "batch_train", "lr_net")}
         images = run.z.detach().flatten(0, 1)
-        train_between(run.net, run.gradient, images, run.y, here, **how, each=run.each)
+        train_between(run.net, run.gradient, images, run.y, here, **training, each=run.each)
     return d / run.unit
 
 # %% ../../nbs/distillers/10_dc.ipynb #c054
 def _state(run, step):
-    "What has to be saved to go on from a step"
+    "Everything that is needed to continue from a step"
     state = dict(
         iteration=step,
         images=run.z.detach().cpu().clone(),
@@ -348,7 +348,7 @@ def _state(run, step):
 
 
 def _load(run, state):
-    "Go on from a saved state; returns the step"
+    "Restore a saved state; returns the step to continue with"
     if state and "net" in state:
         run.net.load_state_dict(state["net"])
     return resume(run.z, run.optimiser, state)

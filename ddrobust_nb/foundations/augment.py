@@ -160,8 +160,8 @@ operations = {f.__name__: f for f in (brightness, saturation, contrast, crop, cu
 # %% ../../nbs/foundations/30_augment.ipynb #c055
 def draw_uniform(
     n: int,  # How many, or a shape
-    low: float,
-    high: float,
+    low: float,  # Smallest number
+    high: float,  # Upper end, not included
     generator: torch.Generator,  # A CPU generator
 ) -> torch.Tensor:
     "Numbers between `low` and `high`"
@@ -170,8 +170,8 @@ def draw_uniform(
 # %% ../../nbs/foundations/30_augment.ipynb #c058
 def draw_shifts(
     n: int,  # How many
-    low: int,
-    high: int,  # Included
+    low: int,  # Smallest number
+    high: int,  # Largest number, included
     generator: torch.Generator,  # A CPU generator
 ) -> tuple:  # Rows [n], columns [n]
     "Whole numbers from `low` to `high` for rows and for columns"

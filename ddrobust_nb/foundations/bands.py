@@ -67,8 +67,8 @@ def share_high(
 # %% ../../nbs/foundations/80_bands.ipynb #c021
 def keep_band(
     images,  # [..., C,H,W]
-    inner,  # Frequencies at least this far from the zero frequency are kept,
-    outer,  # ... and nearer than this
+    inner,  # Smallest distance from the zero frequency that is kept
+    outer,  # Distances from here on are removed
 ) -> torch.Tensor:
     "Images with the frequencies of one band, and their means"
     distance = torch.fft.ifftshift(frequency_distances(*images.shape[-2:], images.device))

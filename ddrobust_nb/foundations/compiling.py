@@ -25,7 +25,7 @@ def forward_flops(
     name: str,  # Of the network
     spec,  # `Spec` of the data
 ) -> int:
-    "Floating point operations of one image's way through a network"
+    "Floating point operations of a network's forward pass on one image"
     net = make_network(name, spec, device="meta").eval()
     image = torch.zeros(1, spec.channels, spec.size, spec.size, device="meta")
     with FlopCounterMode(display=False) as count:
@@ -40,7 +40,7 @@ def worth_compiling(
     net: Network,  # The network that works
     passes: int,  # Images that go forward through it; a backward pass counts as two more
 ) -> bool:
-    "Whether the work amounts to more than a minute; `DDROBUST_COMPILE` = never or always overrules"
+    "Whether the work takes more than a minute; `DDROBUST_COMPILE` (never, always) overrules this"
     rule = os.environ.get("DDROBUST_COMPILE", "auto")
     check_choice("DDROBUST_COMPILE", rule, ("auto", "never", "always"))
     if rule != "auto":
@@ -56,7 +56,7 @@ class NotCompiled(UserWarning):
 
 # %% ../../nbs/foundations/42_compiling.ipynb #c080c
 def cpp_compiler() -> str:  # None where there is none
-    "Name of the C++ compiler, for `torch.compile` and for us"
+    "Name of the C++ compiler that `torch.compile` and this package use"
     for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
         if name and shutil.which(name):
             return name
@@ -138,7 +138,7 @@ def compiled_static(
     f,  # A function of tensors
     device="cpu",  # Where they are
 ):
-    "`f`, compiled anew for every shape it meets; `f` itself, with a warning, where nothing can be compiled"
+    "`f`, compiled anew for each shape of its inputs; `f` itself, with a warning, where nothing can be compiled"
     if not can_compile(device):
         return f
     settings = torch._dynamo.config

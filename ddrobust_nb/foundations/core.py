@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 
-if "OMP_WAIT_POLICY" not in os.environ:  # before torch: threads that wait sleep,
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # after a moment, where this is known (GNU)
+if "OMP_WAIT_POLICY" not in os.environ:  # to be set before torch is imported
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # waiting threads sleep
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # but spin first (GNU OpenMP only)
 import torch
 
 # %% ../../nbs/foundations/10_core.ipynb #c006
@@ -111,17 +111,19 @@ def check_path(
     name: str,  # Argument name, for the message
     value,  # What the caller passed
 ) -> Path:  # With ~ filled in; it need not exist
-    "`value` as a path, else `InputError` where it cannot be one"
+    "`value` as a path, else `InputError`"
     try:
         path = Path(value).expanduser()
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return path
     except (ValueError, RuntimeError, TypeError) as error:
-        raise InputError(f"{name} {str(value)!r} is not a path ({error}): give one that can exist") from None
+        raise InputError(
+            f"{name} {str(value)!r} is not a path ({error}): give one that the operating system accepts"
+        ) from None
     except OSError as error:
         raise InputError(
-            f"{name} {str(value)!r} cannot be looked at ({error.strerror}): check it and its rights"
+            f"{name} {str(value)!r} cannot be read ({error.strerror}): check the path and its permissions"
         ) from None
     return path
 
@@ -315,11 +317,14 @@ class _NotebookBar:
         self.n += n
         self.note = note or self.note
         if time.monotonic() - self.drawn > 0.5 or self.n >= self.total:
-            self.close()
+            self.draw()
             self.drawn = time.monotonic()
 
-    def close(self):
+    def draw(self):
         self.handle.update(self.html(self.text()))
+
+    def close(self):
+        self.draw()
 
 # %% ../../nbs/foundations/10_core.ipynb #c049
 class _TerminalBar:

@@ -173,14 +173,14 @@ def fingerprint(
 # %% ../../nbs/foundations/20_data.ipynb #c025
 @dataclass(frozen=True, eq=False, repr=False)
 class Data:
-    "Images and labels of one dataset; draws itself in a notebook"
+    "Images and labels of one dataset; a notebook shows them as a picture"
 
     spec: Spec  # What it looks like
     train_images: torch.Tensor  # uint8 [n,C,H,W], or `LazyImages`
     train_labels: torch.Tensor  # int64 [n]
     test_images: torch.Tensor  # As `train_images`
     test_labels: torch.Tensor  # int64
-    fingerprint: str  # Name of the content
+    fingerprint: str  # Digest of the content, see `fingerprint`
 
     @cached_property
     def per_class(self) -> list:

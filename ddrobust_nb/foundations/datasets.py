@@ -518,7 +518,7 @@ def load_data(
         return loader(place, **options)
     except OSError as error:
         raise InputError(
-            f"{str(error.filename or place)!r} cannot be read ({error.strerror or error}): check it and its rights"
+            f"{str(error.filename or place)!r} cannot be read ({error.strerror or error}): check the path and its permissions"
         ) from None
 
 

@@ -55,7 +55,7 @@ class Listing:
     "The image files of one split, none of them opened yet"
 
     base: Path  # Folder the names are relative to
-    names: list  # Relative paths
+    names: list  # Paths relative to `base`
     stamps: list  # (bytes, time of change) of each file
     labels: torch.Tensor  # int64 [n]
 
@@ -184,7 +184,7 @@ def _cut_middle(image, size, short):
 # %% ../../nbs/foundations/22_files.ipynb #c077
 def run_in_threads(
     work,  # Called with 0, 1, ..., n-1
-    n: int,  # How often
+    n: int,  # How many times
     desc: str,  # For the progress bar, shown from 2,000 calls on
 ):
     "Call a function many times on a few threads; the first error is raised"
@@ -334,7 +334,7 @@ def channel_stats(
 
 # %% ../../nbs/foundations/22_files.ipynb #c093
 def data_from_files(
-    spec: Spec,  # Without mean and std they are computed from the training images
+    spec: Spec,  # If its mean is empty, mean and std are computed from the training images
     train: Listing,  # Training files
     test: Listing,  # Test files
     root: Path,  # Where `.ddrobust-cache` goes

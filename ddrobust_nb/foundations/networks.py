@@ -181,7 +181,7 @@ class Network(nn.Module):
 
     def __init__(
         self,
-        normalise: Normalise,  # Of the data that the body was, or will be, trained on
+        normalise: Normalise,  # With the mean and std of the data that the body is trained on
         body: nn.Module,  # Takes normalised images; has `embed`
         name: str = "",  # Registered name it was made by
         spec=None,  # `Spec` of the data it was made for
@@ -281,10 +281,17 @@ def parse_network(
         )
     base, width = match.groups()
     if base == "auto":
-        base = "ConvNetD3" if spec.size <= 32 else "ConvNetD4" if spec.size <= 64 else "ConvNetD5"
+        base = _convnet_for(spec.size)
     if base not in network:
         raise unknown_name("network", base, [*network, "auto"])
     return network[base], {"width": int(width)} if width else {}
+
+
+def _convnet_for(size):
+    "Name of the standard ConvNet for images of `size` pixels"
+    if size <= 32:
+        return "ConvNetD3"
+    return "ConvNetD4" if size <= 64 else "ConvNetD5"
 
 # %% ../../nbs/foundations/40_networks.ipynb #c904
 class Subsampled(nn.Conv2d):

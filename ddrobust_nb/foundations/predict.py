@@ -18,7 +18,7 @@ from .data import as_pixels
 
 # %% ../../nbs/foundations/45_predict.ipynb #c903
 def check_eval(
-    net,  # A module; any other function is let through
+    net,  # A module; any other function is accepted
 ):
     "`InputError` where a network, or a part of it, is in training mode"
     modules = net.named_modules() if isinstance(net, torch.nn.Module) else ()
@@ -33,7 +33,7 @@ def check_eval(
 def preserve_state(
     net,  # A module; of any other function only the global state is kept
 ):
-    "Afterwards modes, buffers and gradients of a network, the global random generators and the default type are as before"
+    "Restore a network's modes, buffers and gradients, the global random generators and the default type after the block"
     modules = list(net.modules()) if isinstance(net, torch.nn.Module) else []
     modes = [m.training for m in modules]
     params = [(p, p.requires_grad, p.grad) for m in modules for p in m.parameters(recurse=False)]
@@ -80,7 +80,7 @@ def input_dtype(
     net,  # A module or any other function of images
     x: torch.Tensor,  # Some images, where the network is [n,C,H,W], n > 0
 ) -> torch.dtype:
-    "The type in which a network takes images: theirs, or else its own; found out with one image"
+    "The type in which a network takes images: that of the images, or else its own; tried with one image"
     own = float_dtypes(net)
     if set(own) <= {x.dtype}:
         return x.dtype
@@ -126,7 +126,7 @@ def accuracy(
     net,  # In evaluation mode
     images,  # Pixels [n,C,H,W]
     labels: torch.Tensor,  # Classes [n]
-    device="auto",
+    device="auto",  # Where the network is
 ) -> float:  # In [0,1]
     "Share of images whose class is predicted"
     if not len(labels):

@@ -11,13 +11,14 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from .augment import draw_uniform, sample_bilinear
 
 # %% ../../nbs/foundations/35_views.ipynb #c089
 def draw_boxes(
     n: int,  # Number of images
     size: int,  # Their height and width
-    smallest: float,  # Share of the area that a box has at least
+    smallest: float,  # Smallest share of the area that a box may have
     generator: torch.Generator,  # A CPU generator
     tries: int = 10,  # After so many boxes that do not fit: the whole image
 ) -> tuple:  # top, left, height and width, each [n]
@@ -26,11 +27,13 @@ def draw_boxes(
     ratio = draw_uniform((n, tries), math.log(3 / 4), math.log(4 / 3), generator).exp()
     sides = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()]).round().long()  # [2, n, tries]
     fits = ((sides > 0) & (sides <= size)).all(0)
-    first = fits.int().argmax(1)
-    sides = sides.gather(2, first.expand(2, n)[..., None])[..., 0]
+    first = fits.int().argmax(1)  # the first attempt that fits; 0 if there is none
+    sides = sides[:, torch.arange(n), first]  # [2, n]
     sides = torch.where(fits.any(1), sides, size)
     corner = (torch.rand(2, n, generator=generator) * (size - sides + 1)).long()
-    return *corner, *sides
+    top, left = corner
+    height, width = sides
+    return top, left, height, width
 
 # %% ../../nbs/foundations/35_views.ipynb #c092
 def resized_crop(
@@ -54,15 +57,15 @@ def resized_crop(
     return sample_bilinear(x, rows, cols)
 
 # %% ../../nbs/foundations/35_views.ipynb #c095
-MIXES = {"cutmix": 1.0, "mixup": 0.8}  # Both parameters of the Beta distribution that the share comes from
+MIXES = {"cutmix": 1.0, "mixup": 0.8}  # The share follows Beta(alpha, alpha) with this alpha
 
 
 @dataclass(frozen=True, eq=False)
 class Mix:
     "How the images of a batch are mixed"
 
-    order: torch.Tensor  # The other image of each image
-    share: float  # Of the image itself
+    order: torch.Tensor  # Position of the other image, for each image
+    share: float  # Weight of the image itself, from 0 to 1
     box: tuple = None  # top, left, bottom, right of what is pasted; None: the images are added
 
 # %% ../../nbs/foundations/35_views.ipynb #c096
@@ -114,8 +117,8 @@ def mix_labels(
     mix: Mix,  # How the images were mixed
     classes: int,  # Number of classes
 ) -> torch.Tensor:  # Probabilities [n, classes]
-    "Labels in the share of the pixels"
+    "Labels mixed in the same proportion as the images"
     if labels.ndim == 1:
-        labels = torch.nn.functional.one_hot(labels, classes).float()
+        labels = F.one_hot(labels, classes).float()
     other = labels[mix.order.to(labels.device, non_blocking=True)]
     return mix.share * labels + (1 - mix.share) * other

@@ -18,11 +18,11 @@ from ..foundations.networks import Normalise, make_network
 from ..training.distilled import DistilledSet, check_set, check_training
 from ddrobust_nb.training.fit import (
     Recipe,
-    _Run,
-    _check_batches,
-    _check_recipe,
-    _objective,
-    _train,
+    TrainingRun,
+    check_batch_of_one,
+    check_recipe,
+    set_objective,
+    train_epochs,
     batches,
     training_labels,
     view,
@@ -252,7 +252,7 @@ def mix(
 ):  # -> Network in evaluation mode, with `.history`
     "Train a network on batches of real and of distilled images"
     recipe = replace(recipe or mixing_recipe(data.spec), batch=check_int("n_real", n_real, 1))
-    _check_recipe(recipe, test)
+    check_recipe(recipe, test)
     check_mixed(data, dset, n_distilled, recipe)
     if test is not None:
         check_same_data("the test set", test.spec, data)
@@ -260,14 +260,14 @@ def mix(
     images, labels = data.training()
     check_training(images, labels, data.spec)
     net = make_network(network, data.spec, seed=seed, device=device).train()
-    run = _Run(net, recipe, device)
-    _check_batches(run.net, len(images), recipe)
-    _objective(run, recipe, None, None, len(images), device)
+    run = TrainingRun(net, recipe, device)
+    check_batch_of_one(run.net, len(images), recipe)
+    set_objective(run, recipe, None, None, len(images), device)
     if dset is not None:
         _add_distilled(run, len(images), recipe, dset, n_distilled, card_augment(dset, augment), seed)
     if state:
         run.load(state)
-    return _train(
+    return train_epochs(
         run,
         recipe,
         images,

@@ -312,7 +312,7 @@ def _write_set(finished, out):
 
 
 def _write_models(finished, out):
-    "The models of a cell, each with a card: given back, it is still known as what it was"
+    "The models of a cell, each with a card, so that you can give one to another cell"
     cell, dset = finished.cell, finished.distilled.dset
     training = cell.source.training(cell, dset)
     for model in finished.models:

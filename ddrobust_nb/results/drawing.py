@@ -95,7 +95,7 @@ def _legend(beside, styles):
         handles.append(Line2D([], [], color=style.colour, marker=marker, ls=line, ms=4, label=style.label))
     have = beside[~beside["missing"]]
     runs = set()
-    for protocol, letter in zip(have["protocol"], have["mark"]):
+    for protocol, letter in zip(have["protocol"], have["letter"]):
         runs.add(f"{protocol}, reduced" if letter == "p" else protocol)
     if runs:
         label = f"ours ({', '.join(sorted(runs))})"
@@ -187,7 +187,7 @@ class TableLayout:
         notes = sum(self.line * (note.count("\n") + 1) for note in self.notes)
         return 0.45 + rows + 0.2 + notes
 
-
+# %% ../../nbs/results/75_drawing.ipynb #c081b
 def lay_out(
     table: pd.DataFrame,  # Texts or numbers; index and columns may have levels
     title: str,
@@ -200,13 +200,14 @@ def lay_out(
     if not heads[-1]:
         raise InputError("the table has no columns: there is nothing to draw")
     body = [[_fill(text, wrap) for text in row] for row in body]
-    columns = list(zip(*body)) if body else [()] * len(heads[-1])
     widths = []
-    for i, texts in enumerate(columns):
+    for i, heading in enumerate(heads[-1]):
+        texts = [row[i] for row in body]
         if texts:
-            heads[-1][i] = _fill(heads[-1][i], max(11, _longest_line(texts)))
+            heading = _fill(heading, max(11, _longest_line(texts)))
+        heads[-1][i] = heading
         text_width = max([_width_of(text, size) for text in texts], default=0)
-        widths.append(max(_width_of(heads[-1][i], size, "bold"), text_width) + 0.2)
+        widths.append(max(_width_of(heading, size, "bold"), text_width) + 0.2)
     width = max(sum(widths) + 0.3, _width_of(title, size + 1, "bold") + 0.3, 4)
     letters = int(width * 72 / (size * 0.56))
     return TableLayout(
@@ -302,7 +303,7 @@ def write_picture(
     fig: Figure,
     path,  # Without the ending
 ):
-    "A table as `path.png`, which is whole or not there"
+    "Write a table as `path.png`, completely or not at all"
     out = io.BytesIO()
     with drawing_style():
         fig.savefig(out, format="png")

@@ -165,7 +165,7 @@ def group_rows(
 
 # %% ../../nbs/results/30_lines.ipynb #c014
 def _name_models(rows):
-    "Give each row a name of its model; rows of both formats about one model get the same name"
+    "Give each row a name of its model; rows of both formats get the same name for the same model"
     by_seed = {}
     for row in rows:
         key = _own_key(row)
@@ -302,7 +302,7 @@ class Line:
 def lines_of(
     rows,  # Of `Result`, or a frame of them
 ) -> list:  # Of `Line`
-    "Every experiment in some rows, under every set of conditions: its clean line, then its attacks"
+    "The lines of some rows: for each experiment its clean line, then one for each attack"
     lines = []
     cells = group_rows(_compared_rows(rows), [*CELL_CONDITION, *COMPARED_IDENTITY])
     for cell in cells.values():
@@ -413,7 +413,7 @@ def interval_of(
 def best_of(
     line: Line,
 ) -> float:  # None where no model is marked
-    "The value of the model with the highest clean accuracy of its cell; of several sets, of the best one"
+    "The value of the model with the highest clean accuracy of its cell; with several sets, of the best of them"
     marked = [row.values for row in line.rows if row.values["best"]]
     if not marked:
         return None

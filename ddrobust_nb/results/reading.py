@@ -107,7 +107,7 @@ def row_from(
     "A row; `InputError` names the field that is wrong"
     for name in values:
         if name not in FIELDS:
-            raise InputError(f"{name} is no field of a row")
+            raise InputError(f"{name} is not a field of a row")
     for name in NEEDED:
         if name not in values:
             raise InputError(f"{name} is missing")
@@ -245,7 +245,7 @@ def _index_in(file):
 
 
 def _readable(form, value):
-    "A dict of a card in one form; None where it is no dict, or holds what JSON has not"
+    "A dict of a card in one form; None if it is not a dict, or cannot be written as JSON"
     if not isinstance(value, dict):
         return None
     try:
@@ -303,7 +303,7 @@ FIRST_WITHOUT_NETWORK = ("random", "kmeans", "whole")  # Choose images without o
 FIRST_WITHOUT_OPTIONS = ("random", "kmeans")
 FIRST_HARD = ("random", "kmeans", "herding", "whole", "dc", "dsa", "dm", "mtt", "sre2l_hard")
 FIRST_PUBLISHED = ("imagenet1k", "ResNet18")  # Dataset and network of the weights that torchvision publishes
-FIRST_MIXED = "mix:"  # Begins the method of a mixing row; what was mixed in follows
+FIRST_MIXED = "mix:"  # A mixing row has this before the name of what was mixed in
 
 
 def _first_origin(row, files):
@@ -406,7 +406,7 @@ def upgrade_row(
     )
 
 # %% ../../nbs/results/22_reading.ipynb #c041
-FIRST_NEEDS = (  # What it takes to upgrade a row
+FIRST_NEEDS = (  # Fields that an upgrade needs
     "dataset",
     "method",
     "protocol",
@@ -423,7 +423,7 @@ FIRST_NEEDS = (  # What it takes to upgrade a row
 
 
 def _check_first(values):
-    "`InputError` unless a row of the first format says what it takes to upgrade it"
+    "`InputError` unless a row of the first format has the fields that an upgrade needs"
     for name in FIRST_NEEDS:
         if name not in values:
             raise InputError(f"{name} is missing")
@@ -447,7 +447,7 @@ def _with_digests(values):
 def _row_of(values, files, cell_method):
     "A row of any known format in today's"
     if not isinstance(values, dict):
-        raise InputError("it is no object")
+        raise InputError("it is not an object")
     row_format = values.get("format", 1)
     if type(row_format) is not int or not 1 <= row_format <= ROW_FORMAT:
         raise InputError(
@@ -462,7 +462,7 @@ def _row_of(values, files, cell_method):
 def read_results(
     path,  # A `results.json`, or its folder
 ) -> list:  # Of `Result`
-    "The rows of a finished cell, those of older formats in today's; `InputError` names what is wrong"
+    "The rows of a finished cell in today's format; `InputError` names what is wrong"
     path = Path(path)
     if path.is_dir():
         path = path / "results.json"
@@ -486,6 +486,6 @@ def read_results(
         except InputError as error:
             raise InputError(f"{path} is not a list of result rows (row {i}: {error})") from None
         except (ValueError, RecursionError) as error:
-            fault = f"row {i}: options or recipe are no plain JSON ({error})"
+            fault = f"row {i}: options or recipe are not plain JSON ({error})"
             raise InputError(f"{path} is not a list of result rows ({fault})") from None
     return found

@@ -57,7 +57,7 @@ def _fixed_looks():
     distilled = [name for name in PAPER_METHOD_NAMES if name not in looks]
     return looks | dict(zip(distilled, zip(PAPER_COLOURS, PAPER_MARKERS)))
 
-
+# %% ../../nbs/results/37_styles.ipynb #c010b
 def _free_place(method, taken):
     "A place among the other looks, as (round, colour): that of the name, or the next that is free"
     first = int(sha256(method.encode()).hexdigest(), 16) % len(OTHER_COLOURS)
@@ -82,7 +82,7 @@ def _look_at(place):
     turn, colour = place
     return OTHER_COLOURS[colour], OTHER_MARKERS[(colour + turn) % len(OTHER_MARKERS)]
 
-
+# %% ../../nbs/results/37_styles.ipynb #c010c
 def method_styles(
     methods,  # Names of the methods in one figure
 ) -> dict:  # Name -> `MethodStyle`, in the same order

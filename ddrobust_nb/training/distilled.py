@@ -28,7 +28,7 @@ class DistilledSet:
     labels: torch.Tensor  # [n] classes or [n, classes] probabilities; None if only a teacher knows them
     method: str = "unknown"  # Name of the distiller
     ipc: int = None  # Images per class; None if it differs between the classes
-    seed: int = 0  # That the distiller ran with
+    seed: int = 0  # Seed of the distiller
     config: dict = field(default_factory=dict)  # Every option the distiller ran with
     lr: float = None  # Learned step size, if the method learns one
     teacher: dict = None  # Key of a teacher network, and how it labels while a student trains
@@ -182,7 +182,9 @@ def check_training(
             f"images must be bytes (uint8) or floating point pixels, got {images.dtype}: convert them first"
         )
     if torch.is_tensor(images) and images.is_floating_point() and not torch.isfinite(images).all():
-        raise InputError("the images of the set hold values that are not numbers")
+        raise InputError(
+            "the images of the set hold values that are not numbers, or are infinite: make the set again"
+        )
     if labels is not None:
         check_training_labels(labels, n, spec.classes)
 
@@ -239,7 +241,9 @@ def _with_card(path, spec, images, labels):
     "A set of these images and labels, described by a card"
     if not path.is_file():
         if spec is None:
-            raise InputError(f"there is no card {path.name} beside the images: say of which dataset they are")
+            raise InputError(
+                f"there is no card {path.name} beside the images: pass spec=, the dataset they are of"
+            )
         return DistilledSet(spec, as_pixels(images), labels)
     card = _read_card(path)
     facts = {name: tuple(v) if isinstance(v, list) else v for name, v in card.pop("spec").items()}
@@ -282,7 +286,7 @@ def _check_card(dset, path):
 
 # %% ../../nbs/training/10_distilled.ipynb #c034
 def show_making(
-    folder,  # With a set, `snapshots.safetensors` and `making.json`
+    folder,  # Holds a set, `snapshots.safetensors` and `making.json`
     classes: int = 10,  # At most this many
 ):  # -> matplotlib Figure
     "First image of each class at the start, in the middle and at the end, and the loss curve"

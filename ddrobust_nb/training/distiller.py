@@ -40,7 +40,7 @@ class Registration:
     passes: Callable = None  # passes(options, classes, ipc, n_train): images sent through the network
     prerequisites: tuple = ()  # What is made first: one `Prerequisite`, or several
     revision: Callable = None  # revision(data, network, options): a number where results were corrected
-    network: str = "auto"  # The network that distils if you name none; None: the method uses no network
+    network: str = "auto"  # Used to distil if you name no network; None: the method uses no network
     relabels: bool = False  # Whether a teacher labels every view while a student trains
 
 # %% ../../nbs/training/15_distiller.ipynb #c012
@@ -71,10 +71,8 @@ def prepare(
     *,
     device="auto",
     state: dict = None,  # What `save` was last given, by a part or by the distiller
-    save=None,
-) -> (
-    tuple
-):  # (keyword -> parts, `save` for the distiller, which keeps the finished parts beside its own state)
+    save=None,  # Called with a state; None to save nothing
+) -> tuple:  # keyword -> parts; `save` for the distiller, which adds the finished parts to its state
     "Make every part that a saved state does not hold"
     state = state or {}
     done = list(state.get("parts", []))
@@ -245,7 +243,7 @@ distiller = Distillers("method", "ddrobust_nb.distillers")
 
 # %% ../../nbs/training/15_distiller.ipynb #c024b
 def uses_network(
-    method: str,  # Any name, also one that is not registered
+    method: str,  # Any name, registered or not
 ) -> bool:
-    "Whether a method distils with a network; of a name that is not registered we assume it"
+    "Whether a method distils with a network; assumed for a name that is not registered"
     return method not in distiller or distiller[method].network is not None

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['VIEWS', 'Recipe', 'lr_at', 'batches', 'training_labels', 'History', 'weights', 'weights_key', 'frozen', 'labeller',
-           'soft_loss', 'relabelling', 'view', 'fit']
+           'soft_loss', 'relabelling', 'TrainingRun', 'view', 'check_recipe', 'check_batch_of_one', 'set_objective',
+           'train_epochs', 'fit']
 
 # %% ../../nbs/training/20_fit.ipynb #c002
 from ddrobust_nb.foundations.core import (
@@ -98,13 +99,13 @@ def training_labels(
 # %% ../../nbs/training/20_fit.ipynb #c028
 @dataclass
 class History:
-    "What was seen during training; the last weights, and those of the best look at the test images"
+    "What was measured during training, the last weights, and the weights with the best test accuracy"
 
     epochs: list = field(default_factory=list)  # Epochs with a look at the test images, from 0
-    loss: list = field(default_factory=list)  # Mean training loss since the look before
+    loss: list = field(default_factory=list)  # Mean training loss since the previous look
     accuracy: list = field(default_factory=list)  # Test accuracy at each look
     last: dict = None  # Weights after the last epoch
-    best: dict = None  # Weights of the best look; without looks, those of `last`
+    best: dict = None  # Weights with the best test accuracy; if it was never measured, those of `last`
 
 # %% ../../nbs/training/20_fit.ipynb #c029
 def weights(net) -> dict:  # Name -> tensor on the CPU
@@ -131,7 +132,7 @@ def frozen(
     state,  # Its weights: a dict of tensors, or a .safetensors file
     device="cpu",
 ):  # -> Network
-    "A trained network that only answers: evaluation mode, no gradients"
+    "A trained network in evaluation mode, without gradients"
     net = make_network(name, spec, device=device)
     net.load_state_dict(state if isinstance(state, dict) else load_file(state))
     return net.eval().requires_grad_(False)
@@ -164,7 +165,7 @@ def soft_loss(
     return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 # %% ../../nbs/training/20_fit.ipynb #c044
-VIEWS = ("pad", "crop_min", "flip", "mix")  # Fields that the card decides in place of the recipe
+VIEWS = ("pad", "crop_min", "flip", "mix")  # Fields of a recipe that the card of a relabelled set overrides
 
 
 def relabelling(
@@ -197,10 +198,15 @@ def relabelling(
     return how
 
 # %% ../../nbs/training/20_fit.ipynb #c049
-class _Run:
+class TrainingRun:
     "A network in training: what has to be saved to go on from any step"
 
-    def __init__(self, net, recipe, device):
+    def __init__(
+        self,
+        net,  # `Network` in training mode
+        recipe: Recipe,
+        device,  # That the network is on
+    ):
         def objective(z, y):
             return F.cross_entropy(net.body(z), y)
 
@@ -313,15 +319,26 @@ def _look(run, test, device):
     return seen
 
 # %% ../../nbs/training/20_fit.ipynb #c062
-def _check_recipe(recipe, test):
-    for name, lowest in dict(epochs=1, batch=1, check_every=0, pad=0).items():
-        check_int(name, getattr(recipe, name), lowest)
-    above = dict(lr=float("inf"), momentum=1, weight_decay=float("inf"), crop_min=1 + 1e-9)
-    for name, most in above.items():
+def _check_numbers(recipe):
+    "`InputError` unless the fields that may be fractions are in their range"
+    upper_bounds = dict(lr=float("inf"), momentum=1, weight_decay=float("inf"), crop_min=1 + 1e-9)
+    for name, bound in upper_bounds.items():
         value = getattr(recipe, name)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not 0 <= value < most:
-            raise InputError(f"{name} must be a number from 0 to below {most}, got {value!r}")
+        if is_number and 0 <= value < bound:
+            continue
+        range_in_words = "from 0 to 1" if name == "crop_min" else f"from 0 to below {bound}"
+        raise InputError(f"{name} must be a number {range_in_words}, got {value!r}")
+
+
+def check_recipe(
+    recipe: Recipe,
+    test,  # `Data` that training looks at, or None
+):
+    "`InputError` if a value of a recipe is impossible"
+    for name, lowest in dict(epochs=1, batch=1, check_every=0, pad=0).items():
+        check_int(name, getattr(recipe, name), lowest)
+    _check_numbers(recipe)
     if recipe.augment:
         parse_strategy(recipe.augment)
     check_choice("order", recipe.order, ("shuffled", "sorted"))
@@ -342,7 +359,7 @@ def _check_recipe(recipe, test):
 
 # %% ../../nbs/training/20_fit.ipynb #c063
 def _test_images(test, recipe):
-    "The images and labels that are looked at"
+    "The test images and labels that `_look` uses"
     if test is None:
         return None
     n = len(test.test_labels)
@@ -370,7 +387,12 @@ def _finish(run, recipe):
     return run.net.eval()
 
 # %% ../../nbs/training/20_fit.ipynb #c066
-def _check_batches(net, n, recipe):
+def check_batch_of_one(
+    net,  # `Network`
+    n: int,  # Images in the training set
+    recipe: Recipe,
+):
+    "`InputError` if batch norm would meet a single value per channel"
     has_batch_norm = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in net.modules())
     has_batch_of_one = 1 in (n % recipe.batch, recipe.batch, n)
     if not has_batch_norm or not has_batch_of_one:
@@ -385,7 +407,15 @@ def _check_batches(net, n, recipe):
         ) from None
 
 # %% ../../nbs/training/20_fit.ipynb #c068
-def _objective(run, recipe, how, teacher, images, device):
+def set_objective(
+    run: TrainingRun,  # Gets its loss, and its teacher where there is one
+    recipe: Recipe,
+    how: dict,  # How the teacher labels, of `relabelling`; None without a teacher
+    teacher,  # `Network`, or None
+    images: int,  # In the training set
+    device,
+):
+    "Choose the loss of a run; a long training is compiled"
     passes = recipe.epochs * images
     objective = run.objective
     if how:
@@ -405,9 +435,21 @@ def _recipe_of_set(dset, recipe, how):
         recipe = replace(recipe, lr=dset.lr)
     return recipe
 
-
-def _train(run, recipe, images, labels, *, seed, device, test, desc, save, after_epoch):
-    "The epochs of a run"
+# %% ../../nbs/training/20_fit.ipynb #c070e
+def train_epochs(
+    run: TrainingRun,  # New, or loaded from a state
+    recipe: Recipe,
+    images,  # [n,C,H,W] pixels or bytes, or a lazy folder
+    labels: torch.Tensor,  # [n] classes or [n, classes] probabilities; None with a teacher
+    *,
+    seed: int,  # Of the order, the views and the augmentation
+    device,
+    test,  # `Data` to look at, or None
+    desc: str,  # Title of the progress bar
+    save,  # Called with the state every minute, or None
+    after_epoch,  # after_epoch(epoch, net), or None
+):  # -> Network in evaluation mode, with `.history`
+    "Train from where a run is to the end of its recipe"
     look = _test_images(test, recipe)
     autosave = Autosave(save)
     if torch.is_tensor(images) and images.numel() < 2**28:
@@ -450,19 +492,19 @@ def fit(
     "Train a network on a set"
     how = relabelling(dset, teacher, recipe)
     recipe = _recipe_of_set(dset, recipe, how)
-    _check_recipe(recipe, test)
+    check_recipe(recipe, test)
     device = pick_device(device)
     images, labels = dset.training()
     check_training(images, labels, dset.spec)
     _check_test(test, dset.spec)
     if not how:
         labels = training_labels(labels, recipe)
-    run = _Run(make_network(network, dset.spec, seed=seed, device=device).train(), recipe, device)
-    _check_batches(run.net, len(images), recipe)
+    run = TrainingRun(make_network(network, dset.spec, seed=seed, device=device).train(), recipe, device)
+    check_batch_of_one(run.net, len(images), recipe)
     if how and how["teacher_bn"] == "batch":
-        _check_batches(teacher, len(images), recipe)
-    _objective(run, recipe, how, teacher, len(images), device)
+        check_batch_of_one(teacher, len(images), recipe)
+    set_objective(run, recipe, how, teacher, len(images), device)
     if state:
         run.load(state)
     given = dict(seed=seed, device=device, test=test, desc=desc, save=save, after_epoch=after_epoch)
-    return _train(run, recipe, images, labels, **given)
+    return train_epochs(run, recipe, images, labels, **given)

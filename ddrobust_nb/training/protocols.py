@@ -117,7 +117,7 @@ class PresetRow:
 
 # %% ../../nbs/training/30_protocols.ipynb #c015
 def _value(text):
-    "What a cell of the file says"
+    "The value that a cell of the file holds"
     try:
         return json.loads(text)
     except ValueError:

@@ -30,7 +30,7 @@ from ddrobust_nb.foundations.core import InputError
         ("fgsm@2/255@3", "one step"),
         ("square@2/255@100", "preset"),
         ("ta:PGF", "did you mean 'PGD'"),
-        ("ta:CW", "ball"),
+        ("ta:CW", "not bounded by eps"),
         ("ta:", "torchattacks"),
         ("headlin", "did you mean 'headline'"),
         ("aa-fast", "unknown attack"),

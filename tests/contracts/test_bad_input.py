@@ -520,8 +520,8 @@ def test_no_folder(store, name):
 def test_folder_limits(store, tmp_path):
     path = folder_of(tmp_path / "bilder")
     refused(store, "ipc must be a whole number from 1 to 4", dataset=f"folder:{path}", ipc=5)
-    refused(store, "n_test must lie between 2 .* and 8", dataset=f"folder:{path}", n_test=9)
-    refused(store, "n_test must lie between 2 .* and 8", dataset=f"folder:{path}", n_test=1)
+    refused(store, "n_test must be between 2 .* and 8", dataset=f"folder:{path}", n_test=9)
+    refused(store, "n_test must be between 2 .* and 8", dataset=f"folder:{path}", n_test=1)
 
 
 def test_a_small_folder_runs(store, tmp_path):

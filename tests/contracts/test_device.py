@@ -54,7 +54,7 @@ COLD = {
         "_mean_loss": "at a look",
         "_finish": "at the end",
         "relabelling": "before the run",
-        "_check_recipe": "before the run",
+        "check_recipe": "before the run",
     },
     "baselines": {
         "kmeans": "on the CPU",
@@ -151,7 +151,7 @@ def names(node):
 def whole_run(function):
     "A distiller, or a function with a progress bar or that calls the one of `fit`: called once, and the loop is in it"
     return bool(
-        {"distiller", "progress", "_train", "_match_all", "recover"}
+        {"distiller", "progress", "train_epochs", "_match_all", "recover"}
         & set.union(names(function), *map(names, function.decorator_list))
     )
 

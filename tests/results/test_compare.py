@@ -2,13 +2,13 @@
 
 import json
 import statistics
-from dataclasses import MISSING, fields
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import papermill
 import pytest
+from result_rows import row_fields
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ddrobust_nb.attacks.metrics import wilson
@@ -59,36 +59,20 @@ ACCURACY = [
 
 def row(**more):
     "A result row: DM, CIFAR-10, one image per class, under PGD as in Table I, protocol paper"
-    plain = dict(
-        dataset="cifar10",
+    plain = row_fields(
         method="dm",
-        ipc=1,
-        set_seed=0,
         set_key="s",
-        distill_network="ConvNetD3",
-        network="ConvNetD3",
-        seed=0,
         best=False,
         protocol="paper",
         select="best_test",
         attack="pgd",
-        preset="",
-        norm="Linf",
-        eps="2/255",
-        eps_255=2.0,
-        steps=10,
-        alpha="2/255",
-        n_clean=10_000,
+        backend="",
         clean=0.28,
         clean_n=0.28,
         n=10_000,
         robust=0.2,
-        drop_rate=None,
-        warnings=(),
     )
-    plain = (
-        dict.fromkeys(f.name for f in fields(Result) if f.default is MISSING) | plain | {"backend": ""} | more
-    )
+    plain |= more
     plain["drop_rate"] = (
         (plain["clean_n"] - plain["robust"]) / plain["clean_n"] if plain["robust"] is not None else None
     )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from result_rows import row_fields
 
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.grid.leaderboard import standings
@@ -26,28 +27,16 @@ from ddrobust_nb.results.lines import (
 from ddrobust_nb.results.report import footnotes, plot_rows, results_table
 from ddrobust_nb.results.rows import Result, flags_to_hex, digest_of, results_frame
 
-EMPTY = dict.fromkeys(f.name for f in fields(Result))
-PLAIN = EMPTY | dict(
+PLAIN = row_fields(
     dataset="digits",
     method="dm",
-    ipc=1,
-    set_seed=0,
     set_key="k0",
-    distill_network="ConvNetD3",
-    network="ConvNetD3",
-    seed=0,
     best=False,
-    protocol="quick",
-    select="last",
     attack="pgd",
-    preset="",
     backend="",
-    norm="Linf",
     eps="8/255",
     eps_255=8.0,
     eps_unit="pixel value",
-    steps=10,
-    alpha="2/255",
     random_start=True,
     n_clean=500,
     clean=0.8,
@@ -55,7 +44,6 @@ PLAIN = EMPTY | dict(
     clean_best=0.8,
     n=100,
     clean_n=0.8,
-    robust=0.5,
     drop_rate=0.375,
     warnings=(),
     data_fingerprint="f0",

@@ -184,7 +184,7 @@ def test_a_figure_that_cannot_be_kept_is_still_shown(error, user, tmp_path, monk
         raise error
 
     monkeypatch.setattr(showing, "replacing", fail)
-    with pytest.warns(NotShown, match="training could not be kept .*rows, models and flags are not touched"):
+    with pytest.warns(NotShown, match="training could not be kept .*rows, models and flags are not affected"):
         shown = show_or_explain(figure, "training", tmp_path)
     assert "image/png" in shown.data
     monkeypatch.setenv("DDROBUST_STRICT", "1")
@@ -397,7 +397,7 @@ def test_what_was_not_shown_is_mended_by_the_next_run(make, what, user, tmp_path
         assert (
             said.state == "done"
             and f"{what} could not be " in said.note
-            and "touched" not in said.note
+            and "affected" not in said.note
             and execute.times == times
         )
         assert (c.out / UNSHOWN_FILE).is_file() and has_rows(c.out) and not is_done(c.out)

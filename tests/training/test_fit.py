@@ -149,7 +149,7 @@ def test_momentum_is_kept_when_the_rate_falls(data, few):
 
 def test_a_step_leaves_nothing_on_the_cpu(data, few):
     "On a device without numbers: a tensor forgotten on the CPU is an error there as it is on a GPU"
-    going = train._Run(make_network(NETWORK, data.spec, device="meta").train(), FEW, "meta")
+    going = train.TrainingRun(make_network(NETWORK, data.spec, device="meta").train(), FEW, "meta")
     for _ in range(2):
         train._step(going, FEW, few.images, few.labels, torch.tensor([0, 3]), 0)
     assert going.loss.device.type == "meta" and going.batch == 2

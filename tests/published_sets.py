@@ -1,6 +1,5 @@
 "Files as the programs of the field write them: one function for each format, called with a folder, images and labels."
 
-import io
 import pickle
 from collections import OrderedDict
 
@@ -82,7 +81,10 @@ def in_parts(folder, x, y):
 
 
 def dictionary(folder, x, y):
-    torch.save(OrderedDict(x_syn=torch.nn.Parameter(x), y_syn=y, epoch=3), folder / "set.pth")
+    torch.save(
+        OrderedDict(x_syn=torch.nn.Parameter(x, requires_grad=x.is_floating_point()), y_syn=y, epoch=3),
+        folder / "set.pth",
+    )
     return folder / "set.pth"
 
 
@@ -151,10 +153,3 @@ def class_folders(folder, x, y, name="new{:03d}"):
         array = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         Image.fromarray(array).save(place / f"class{int(y[k]):03d}_id{k:03d}.png")
     return folder
-
-
-def as_bytes(values):
-    "What torch.save writes"
-    file = io.BytesIO()
-    torch.save(values, file)
-    return file.getvalue()

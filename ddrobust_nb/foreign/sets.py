@@ -24,7 +24,7 @@ from ddrobust_nb.foreign.layouts import (
     split_images,
     split_number,
 )
-from .space import Whitening, constants_for, find_pixels
+from .space import Whitening, check_numbers, constants_for, find_pixels
 from ..foundations.core import InputError, Registry, check_choice, check_int, check_path
 from ..foundations.data import Data, Spec, as_pixels, specs
 from ddrobust_nb.training.distilled import (
@@ -102,6 +102,7 @@ def set_from(
 ) -> DistilledSet:  # Its `origin` says what was decided
     "A distilled set in pixels"
     spec = source.spec if isinstance(source, Data) else source
+    check_numbers(found.images)
     images, notes = order_axes(found.images, spec)
     classes, label_notes = order_labels(found.labels, len(images), spec, labels)
     factor = check_factor(images.float(), factor)

@@ -7,7 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from published_sets import CLASSES, IPC, LABELS, MEAN, PIXELS, SPEC, STD, TENSORS, class_folders, dc, dictionary
+from published_sets import (
+    CLASSES,
+    IPC,
+    LABELS,
+    MEAN,
+    PIXELS,
+    SPEC,
+    STD,
+    TENSORS,
+    class_folders,
+    dc,
+    dictionary,
+)
 from published_sets import dd_ranking, in_parts, mtt, normalised, tiny_world
 from safetensors.torch import load_file
 
@@ -339,7 +351,15 @@ def test_whitened_sets(tmp_path, world):
     torch.testing.assert_close(given.images, PIXELS, rtol=0, atol=1e-5)
     with pytest.raises(InputError, match="without the training images of tiny"):
         load_set(path, SPEC, space="zca")
-    assert load_set(path, world).origin["space"] == "zca"
+    with pytest.raises(InputError, match="read as zca.*normalised:half"):
+        load_set(path, world)  # here both fit
+
+
+def test_whitened_cifar_is_recognised(tmp_path):
+    x = 0.235 * torch.randn(10, 3, 32, 32, generator=generator(0, "white"))
+    torch.save((x, torch.arange(10)), tmp_path / "x.pt")
+    with pytest.raises(InputError, match="are whitened .* without the training images of cifar10"):
+        load_set(tmp_path / "x.pt", "cifar10")
 
 
 # Writers

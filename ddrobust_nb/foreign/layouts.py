@@ -34,7 +34,7 @@ class FoundSet:
     layout: str = ""  # In words
     notes: tuple = ()  # Sentences
     pixels: bool = False  # Whether this layout can hold nothing but pixels
-    factor: int = None  # Images in a row of one stored image, if the layout says it
+    reordered: bool = False  # Whether class folders sort otherwise as text than as numbers
 
     def noting(self, *notes):
         "The same with more notes"
@@ -338,7 +338,8 @@ def read_class_folders(
         layout="image folders by class, as SRe2L, RDED and D4M write them",
         pixels=True,
     )
-    found = found.noting(note) if note else found
+    if note:
+        found = replace(found.noting(note), reordered=True)
     return _with_soft_labels(found, folder)
 
 # %% ../../nbs/foreign/20_layouts.ipynb #c050

@@ -71,7 +71,7 @@ def stored_ipc(dset: DistilledSet) -> int:  # None if the classes differ
         return None
     is_soft = dset.labels.ndim == 2  # the likeliest class of a soft label need not be the class of the image
     counts = torch.bincount(y, minlength=dset.spec.classes)
-    n = len(dset) // ((dset.origin or {}).get("factor", 1) ** 2)
+    n = len(dset) // ((dset.reading or {}).get("factor", 1) ** 2)
     is_even = n % dset.spec.classes == 0 and (is_soft or len(counts.unique()) == 1)
     return n // dset.spec.classes if is_even else None
 
@@ -82,7 +82,7 @@ def check_ipc(
 ) -> DistilledSet:  # The set, with this number
     "`InputError` if a set cannot have as many images per class as it is said"
     said = dset.ipc if ipc is None else check_int("ipc", ipc, 1)
-    factor = (dset.origin or {}).get("factor", 1)
+    factor = (dset.reading or {}).get("factor", 1)
     stored = len(dset) / factor**2
     if said is not None and stored != said * dset.spec.classes:
         raise InputError(
@@ -99,7 +99,7 @@ def set_from(
     labels: str = None,
     factor: int = None,
     whitening: Whitening = None,
-) -> DistilledSet:  # Its `origin` says what was decided
+) -> DistilledSet:  # Its `reading` says what was decided
     "A distilled set in pixels"
     spec = source.spec if isinstance(source, Data) else source
     check_numbers(found.images)
@@ -111,16 +111,17 @@ def set_from(
     if factor > 1:
         x, classes = split_images(x, classes, factor)
         notes = (*notes, f"each stored image was cut into {factor} x {factor} and enlarged")
-    origin = {
+    reading = {
         "layout": found.layout,
         "space": pixels.space,
         "decided": pixels.why,
         "fits": [asdict(fit) for fit in pixels.fits[:4]],
         "factor": factor,
+        "reordered": found.reordered,
         "notes": [*found.notes, *notes, *label_notes],
         "sha256": digest_of_set(x, classes),
     }
-    dset = DistilledSet(spec=spec, images=storable(x), labels=storable(classes), lr=found.lr, origin=origin)
+    dset = DistilledSet(spec=spec, images=storable(x), labels=storable(classes), lr=found.lr, reading=reading)
     return replace(dset, ipc=stored_ipc(dset))
 
 # %% ../../nbs/foreign/40_sets.ipynb #c021
@@ -162,7 +163,7 @@ def load_set(
     found = read_found(path, spec)
     dset = set_from(found, source, space=space, labels=labels, factor=factor, whitening=whitening)
     dset = replace(
-        dset, method=method or "unknown", origin=dset.origin | {"file": split_number(path)[0].name}
+        dset, method=method or "unknown", reading=dset.reading | {"file": split_number(path)[0].name}
     )
     return check_ipc(check_set(dset), ipc)
 

@@ -108,9 +108,8 @@ def range_check(
     low = x.min().item()
     high = x.max().item()
     if low < -1e-6 or high > 1 + 1e-6:
-        return Check(
-            CheckCode.RANGE, False, f"images reach from {low:.2f} to {high:.2f}, pixels are in [0,1]"
-        )
+        text = f"images reach from {low:.2f} to {high:.2f}, pixels are in [0,1]"
+        return Check(CheckCode.RANGE, False, text)
     try:
         check_adversarial(x, attacked, config)
     except RuntimeError as error:
@@ -167,19 +166,18 @@ def gradient_checks(
     masked = int((no_margin & right).sum())
     saturated = int((no_entropy & ~no_margin & right).sum())
     of = f"of {int(right.sum())} right images have"
+    flat_margin = f"{masked} {of} a margin without gradient"
+    flat_entropy = f"{saturated} {of} a cross-entropy whose gradient underflows"
     return [
-        Check(CheckCode.GRADIENT, not masked, f"{masked} {of} a margin without gradient"),
-        Check(
-            CheckCode.SATURATION, not saturated, f"{saturated} {of} a cross-entropy whose gradient underflows"
-        ),
+        Check(CheckCode.GRADIENT, not masked, flat_margin),
+        Check(CheckCode.SATURATION, not saturated, flat_entropy),
     ]
 
 
 def _is_flat(values, x):
     "Which images have a gradient of exactly zero"
-    (gradient,) = torch.autograd.grad(
-        values.sum(), x, retain_graph=True, allow_unused=True, materialize_grads=True
-    )
+    options = dict(retain_graph=True, allow_unused=True, materialize_grads=True)
+    (gradient,) = torch.autograd.grad(values.sum(), x, **options)
     return gradient.flatten(1).abs().amax(1) == 0
 
 # %% ../../nbs/attacks/95_checks.ipynb #c030
@@ -503,23 +501,19 @@ def _numbers(frame, name, instead):
 def _printed(row, attack, numbers):
     "The number of a row, and its clean accuracy if the row has one"
     n = int(numbers["n"])
-    found = [
-        Printed(
-            row=row,
-            attack=attack,
-            eps_255=float(numbers["eps_255"]),
-            steps=int(numbers["steps"]),
-            value=float(numbers["value"]),
-            n=n or 10_000,
-            counted=bool(n),
-        )
-    ]
-    if numbers["clean"] >= 0:
-        clean = float(numbers["clean"])
-        found.append(
-            Printed(row=row, attack="none", eps_255=0.0, steps=0, value=clean, n=n or 10_000, counted=False)
-        )
-    return found
+    shared = dict(row=row, n=n or 10_000)
+    robust = Printed(
+        **shared,
+        attack=attack,
+        eps_255=float(numbers["eps_255"]),
+        steps=int(numbers["steps"]),
+        value=float(numbers["value"]),
+        counted=bool(n),
+    )
+    clean = float(numbers["clean"])
+    if clean < 0:  # the row has none
+        return [robust]
+    return [robust, Printed(**shared, attack="none", eps_255=0.0, steps=0, value=clean, counted=False)]
 
 # %% ../../nbs/attacks/95_checks.ipynb #c073
 def odd_pairs(

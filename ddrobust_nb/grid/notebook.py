@@ -74,7 +74,7 @@ def is_done(
 
 # %% ../../nbs/grid/25_notebook.ipynb #c904
 UNSHOWN_PATTERN = re.compile(
-    r"(?:^|NotShown: )"  # a line that was displayed, or a warning after its category
+    r"(?:^|NotShown: )"  # begins a displayed line, or follows the category of a warning
     r"((?:(?!NotShown: ).)* could not be (?:shown|kept) \(.*\))"
     r"; rows, models and flags are not affected"
 )
@@ -101,12 +101,12 @@ def first_unshown(
 # %% ../../nbs/grid/25_notebook.ipynb #c905c
 @dataclass(frozen=True)
 class CellReport:
-    "What became of a cell that was run"
+    "The outcome of a cell that was run"
 
     state: str  # done, failed, or elsewhere: another run has it
     seconds: float = 0.0
     error: str = ""  # Why it failed
-    note: str = ""  # What the next run will mend
+    note: str = ""  # What the next run will repair
 
 # %% ../../nbs/grid/25_notebook.ipynb #c905d
 def unexecuted_note(

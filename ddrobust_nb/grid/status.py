@@ -33,7 +33,7 @@ def is_locked(
     stage: str,
     key: str,
 ) -> bool:
-    "Whether another run is making this just now"
+    "Whether another run is making this right now"
     file = Path(store.root) / LOCKS / f"{stage}-{key}"
     if not file.exists():
         return False

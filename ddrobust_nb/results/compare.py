@@ -70,7 +70,7 @@ PAPER_STEP_SIZE = "2/255"
 
 
 def reason_to_leave_out(
-    row: dict,  # A row of ours for a cell of the paper; `network_paper` is the network that the paper attacked
+    row: dict,  # A row of ours for a cell of the paper; `network_paper` is the network of the paper
     protocol: str = "auto",  # The only one wanted, or "auto"
 ) -> str:
     "Why you must not compare a row with the paper's cell; empty where you may"

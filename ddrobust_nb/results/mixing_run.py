@@ -423,11 +423,7 @@ def _part(run, dset):
     return MixingPart(cell=cell, distilled=distilled, augment=card_augment(dset, run.augment))
 
 # %% ../../nbs/results/80_mixing_run.ipynb #c028
-def train_mixed(
-    run: MixingRun,
-    part: MixingPart,
-    seed: int,  # Of the network
-) -> Trained:
+def train_mixed(run: MixingRun, part: MixingPart, seed: int) -> Trained:
     "One network: from the store, or trained now"
     cell = part.cell
     dset = part.distilled.dset

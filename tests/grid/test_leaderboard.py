@@ -40,7 +40,7 @@ def test_a_submission_is_checked(undisturbed, tmp_path):
     assert "begins with http" in submit(rows, source="javascript:x")[0]
     assert "the card says 'other'" in submit(rows, method="other")[0]
     assert "above the clean accuracy" in " ".join(submit([replace(rows[0], robust=1.0)]))
-    assert "no share of 20 images" in " ".join(submit([replace(rows[0], robust=0.123)]))
+    assert "not possible with 20 images" in " ".join(submit([replace(rows[0], robust=0.123)]))
     assert "drop_rate is" in submit([replace(rows[0], drop_rate=0.987)])[0]
     assert "holds no rows" in submit([])[0]
     assert "`strength` says" in submit([replace(rows[0], warnings=("strength",))])[0]

@@ -585,8 +585,8 @@ def measure(notebooks, modules):
         if length > MAX_CELLS and not may_be_long(notebook):
             tally.add("long notebooks", Place(path=notebook.path, cell="", name=f"{length} cells"))
     for module in modules:
-        may_be_long = "distillers" in Path(module.path).parts
-        if module.lines > MAX_MODULE and not may_be_long:
+        is_of_distillers = "distillers" in Path(module.path).parts
+        if module.lines > MAX_MODULE and not is_of_distillers:
             tally.add("long modules", Place(path=module.path, cell="", name=f"{module.lines} lines"))
     return tally
 

@@ -305,7 +305,7 @@ def apgd_t_rows(
         tried += at_once
     return out
 
-
+# %% ../../nbs/attacks/40_apgd.ipynb #c039b
 def _first_broken(images, attempts, broken):
     "For each image, the first attempt that broke it, else the image; `attempts` [k,n,C,H,W], `broken` [k,n]"
     out = images

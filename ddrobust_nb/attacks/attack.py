@@ -301,12 +301,11 @@ def _refuse_preset(config):
 
 def _single_step(config):
     "The steps of an attack with one step, which is 1"
-    name = config.attack
     steps = 1 if config.steps is None else config.steps
-    steps = check_int("steps", steps, 1, 1, f"{name} is one step of size eps")
+    check_int("steps", steps, 1, 1, f"{config.attack} is one step of size eps")
     if config.alpha is not None:
-        raise InputError(f"{name} takes no alpha: its one step has size eps")
-    return steps
+        raise InputError(f"{config.attack} takes no alpha: its one step has size eps")
+    return 1
 
 # %% ../../nbs/attacks/10_attack.ipynb #c024
 @dataclass(frozen=True)
@@ -368,15 +367,8 @@ def config(
     random_start: bool = True,
 ) -> AttackConfig:
     "A setting of this attack"
-    return AttackConfig(
-        attack=self.name,
-        eps=eps,
-        steps=steps,
-        alpha=alpha,
-        preset=preset,
-        norm=norm,
-        random_start=random_start,
-    )
+    options = dict(alpha=alpha, preset=preset, norm=norm, random_start=random_start)
+    return AttackConfig(attack=self.name, eps=eps, steps=steps, **options)
 
 # %% ../../nbs/attacks/10_attack.ipynb #c315
 @patch

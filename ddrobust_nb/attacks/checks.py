@@ -58,6 +58,12 @@ class CheckCode(str, Enum):
     TWICE = "twice"  # This one and the next two are about printed tables
     COPIED = "copied"
     GRAIN = "grain"
+    CHANCE = "chance"  # This one and the rest are about files of others
+    FINITE = "finite"
+    OUTSIDE = "outside"
+    PERMUTED = "permuted"
+    CLASS_ORDER = "class_order"
+    IPC = "ipc"
 
     def __str__(self):
         return self.value
@@ -96,6 +102,12 @@ EXPLAINED = {
     CheckCode.TWICE: "In a table: one setting must not have two values; else one of them belongs to another setting.",
     CheckCode.COPIED: "In a table: two of APGD-T, FAB-T and Square must not print the same number while AutoAttack is clearly lower; else one was probably copied into the other's cell.",
     CheckCode.GRAIN: "In a table: an accuracy must be a whole number of images; else a digit is wrong.",
+    CheckCode.CHANCE: "In a file of others: accuracy must be above chance; else images, labels or the colour space were read wrong, or the values were scrambled when the file was written: look at the pictures on the card.",
+    CheckCode.FINITE: "In a file of others: no number may be NaN or infinite; else the file is damaged, or training diverged before it was written: get another one.",
+    CheckCode.OUTSIDE: "In a set of others: most pixels must be in [0,1]; else the colour space was read wrong: name it with space=.",
+    CheckCode.PERMUTED: "In a file of others: no other assignment of the classes may give a far higher accuracy; else the labels count in another order than the dataset: reorder them.",
+    CheckCode.CLASS_ORDER: "In a folder of others: class folders with numbers must be sorted as numbers and as text in the same way (001, 002, ... do); else it depends on the reader which class is which: compare the classes on the card.",
+    CheckCode.IPC: "In a set of others: images per class as it is said must be what the labels count; else the row is compared with sets of another size: correct ipc, or give all images.",
 }
 
 # %% ../../nbs/attacks/95_checks.ipynb #c013
@@ -108,9 +120,8 @@ def range_check(
     low = x.min().item()
     high = x.max().item()
     if low < -1e-6 or high > 1 + 1e-6:
-        return Check(
-            CheckCode.RANGE, False, f"images reach from {low:.2f} to {high:.2f}, pixels are in [0,1]"
-        )
+        text = f"images reach from {low:.2f} to {high:.2f}, pixels are in [0,1]"
+        return Check(CheckCode.RANGE, False, text)
     try:
         check_adversarial(x, attacked, config)
     except RuntimeError as error:
@@ -167,19 +178,18 @@ def gradient_checks(
     masked = int((no_margin & right).sum())
     saturated = int((no_entropy & ~no_margin & right).sum())
     of = f"of {int(right.sum())} right images have"
+    flat_margin = f"{masked} {of} a margin without gradient"
+    flat_entropy = f"{saturated} {of} a cross-entropy whose gradient underflows"
     return [
-        Check(CheckCode.GRADIENT, not masked, f"{masked} {of} a margin without gradient"),
-        Check(
-            CheckCode.SATURATION, not saturated, f"{saturated} {of} a cross-entropy whose gradient underflows"
-        ),
+        Check(CheckCode.GRADIENT, not masked, flat_margin),
+        Check(CheckCode.SATURATION, not saturated, flat_entropy),
     ]
 
 
 def _is_flat(values, x):
     "Which images have a gradient of exactly zero"
-    (gradient,) = torch.autograd.grad(
-        values.sum(), x, retain_graph=True, allow_unused=True, materialize_grads=True
-    )
+    options = dict(retain_graph=True, allow_unused=True, materialize_grads=True)
+    (gradient,) = torch.autograd.grad(values.sum(), x, **options)
     return gradient.flatten(1).abs().amax(1) == 0
 
 # %% ../../nbs/attacks/95_checks.ipynb #c030
@@ -503,23 +513,19 @@ def _numbers(frame, name, instead):
 def _printed(row, attack, numbers):
     "The number of a row, and its clean accuracy if the row has one"
     n = int(numbers["n"])
-    found = [
-        Printed(
-            row=row,
-            attack=attack,
-            eps_255=float(numbers["eps_255"]),
-            steps=int(numbers["steps"]),
-            value=float(numbers["value"]),
-            n=n or 10_000,
-            counted=bool(n),
-        )
-    ]
-    if numbers["clean"] >= 0:
-        clean = float(numbers["clean"])
-        found.append(
-            Printed(row=row, attack="none", eps_255=0.0, steps=0, value=clean, n=n or 10_000, counted=False)
-        )
-    return found
+    shared = dict(row=row, n=n or 10_000)
+    robust = Printed(
+        **shared,
+        attack=attack,
+        eps_255=float(numbers["eps_255"]),
+        steps=int(numbers["steps"]),
+        value=float(numbers["value"]),
+        counted=bool(n),
+    )
+    clean = float(numbers["clean"])
+    if clean < 0:  # the row has none
+        return [robust]
+    return [robust, Printed(**shared, attack="none", eps_255=0.0, steps=0, value=clean, counted=False)]
 
 # %% ../../nbs/attacks/95_checks.ipynb #c073
 def odd_pairs(

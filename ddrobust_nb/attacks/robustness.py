@@ -118,7 +118,7 @@ def run_group(
     seed: int = 0,
     device="auto",
     right=None,  # bool [n]: which images are classified correctly, if you know already
-    passes: int = 0,  # Forward passes that the model has had before or has ahead; they decide when it is compiled
+    passes: int = 0,  # Forward passes before, or known to be ahead; they decide when the model is compiled
     state: dict = None,  # What `save` was last given
     save=None,  # Called with the state every minute
 ) -> list:  # One `Evaluation` per setting

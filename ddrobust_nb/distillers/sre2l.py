@@ -210,7 +210,7 @@ def recover_view(
     x: torch.Tensor,  # [groups, n, C,H,W], normalised
     generators,  # One per group
     jitter: int,  # Shifted down and right, cyclically, by 0 to this many pixels
-    crop_min: float = 1,  # Smallest share of the area in a crop, which is mirrored half of the time; 1: neither
+    crop_min: float = 1,  # Smallest share of the area in a crop, mirrored half of the time; 1: neither
 ) -> torch.Tensor:
     "Each group under its own crop, mirror and roll"
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['norms', 'activations', 'poolings', 'network', 'Normalise', 'instance_norm', 'ConvNet', 'count_parameters', 'ResNet',
            'Network', 'ConvNetD3', 'ConvNetD4', 'ConvNetD5', 'ResNet18', 'ResNet18GN', 'uses_batch_statistics',
-           'parse_network', 'Subsampled', 'unsafe_convolution', 'make_network', 'network_revision']
+           'parse_network', 'network_name', 'Subsampled', 'unsafe_convolution', 'make_network', 'network_revision']
 
 # %% ../../nbs/foundations/40_networks.ipynb #c002
 from ddrobust_nb.foundations.core import (
@@ -17,6 +17,7 @@ from ddrobust_nb.foundations.core import (
     seeded,
     unknown_name,
 )
+from .depth import check_depth
 import functools
 import inspect
 import re
@@ -60,6 +61,14 @@ def _batch_norm(width, side):
     return nn.BatchNorm2d(width)
 
 
+def _group_norm(width, side):
+    if width % 4:
+        raise InputError(
+            f"norm='group' makes four groups of channels: width must be a multiple of 4, got {width}"
+        )
+    return nn.GroupNorm(4, width)
+
+
 def _layer_norm(width, side):
     return nn.LayerNorm([width, side, side])
 
@@ -76,7 +85,13 @@ def _max_pool():
     return nn.MaxPool2d(2)
 
 
-norms = {"instance": instance_norm, "batch": _batch_norm, "layer": _layer_norm, "none": _no_norm}
+norms = {
+    "instance": instance_norm,
+    "batch": _batch_norm,
+    "group": _group_norm,
+    "layer": _layer_norm,
+    "none": _no_norm,
+}
 activations = {"relu": nn.ReLU, "leakyrelu": nn.LeakyReLU, "gelu": nn.GELU}
 poolings = {"avg": _average_pool, "max": _max_pool, "none": nn.Identity}
 
@@ -91,9 +106,10 @@ class ConvNet(nn.Module):
         size: int,  # Height and width of the images
         depth: int = 3,  # Number of blocks
         width: int = 128,  # Channels of every block
-        norm: str = "instance",  # instance, batch, layer or none
+        norm: str = "instance",  # instance, batch, group (four groups), layer or none
         activation: str = "relu",  # relu, leakyrelu or gelu
         pooling: str = "avg",  # avg, max or none
+        padding: int = None,  # Of the first convolution; None: 3 for images of 28 pixels, else 1
     ):
         super().__init__()
         check_int("depth", depth, 1)
@@ -101,12 +117,14 @@ class ConvNet(nn.Module):
         check_choice("norm", norm, norms)
         check_choice("activation", activation, activations)
         check_choice("pooling", pooling, poolings)
+        if padding is None:
+            padding = 3 if size == 28 else 1
+        check_int("padding", padding, 1, 3)
         layers = []
         side = 32 if size == 28 else size
         for d in range(depth):
-            padding = 3 if size == 28 and d == 0 else 1
             layers += [
-                nn.Conv2d(channels, width, 3, padding=padding),
+                nn.Conv2d(channels, width, 3, padding=1 if d else padding),
                 norms[norm](width, side),
                 activations[activation](),
                 poolings[pooling](),
@@ -239,26 +257,33 @@ def ConvNetD5(
     return ConvNet(spec.channels, spec.classes, spec.size, depth=5, **kwargs)
 
 # %% ../../nbs/foundations/40_networks.ipynb #c058
+def _stem(stem, spec):
+    "The stem that is asked for; auto: by the size of the images"
+    if stem != "auto":
+        return stem
+    return "small" if spec.size <= 64 else "imagenet"
+
+
 @network
-@delegates(ResNet, but=["stem", "norm"])
+@delegates(ResNet, but=["norm"])
 def ResNet18(
-    spec,  # `Spec` of the data; from 65 pixels on the stem is ImageNet's
+    spec,  # `Spec` of the data
+    stem: str = "auto",  # small or imagenet; auto: ImageNet's from 65 pixels on
     **kwargs,
 ) -> ResNet:
     "ResNet18 with BatchNorm"
-    stem = "small" if spec.size <= 64 else "imagenet"
-    return ResNet(spec.channels, spec.classes, stem=stem, norm="batch", **kwargs)
+    return ResNet(spec.channels, spec.classes, stem=_stem(stem, spec), norm="batch", **kwargs)
 
 # %% ../../nbs/foundations/40_networks.ipynb #c059
 @network
-@delegates(ResNet, but=["stem", "norm"])
+@delegates(ResNet, but=["norm"])
 def ResNet18GN(
-    spec,  # `Spec` of the data; from 65 pixels on the stem is ImageNet's
+    spec,  # `Spec` of the data
+    stem: str = "auto",  # small or imagenet; auto: ImageNet's from 65 pixels on
     **kwargs,
 ) -> ResNet:
     "ResNet18 with GroupNorm of one channel per group: works image by image"
-    stem = "small" if spec.size <= 64 else "imagenet"
-    return ResNet(spec.channels, spec.classes, stem=stem, norm="group", **kwargs)
+    return ResNet(spec.channels, spec.classes, stem=_stem(stem, spec), norm="group", **kwargs)
 
 # %% ../../nbs/foundations/40_networks.ipynb #c910
 def uses_batch_statistics(
@@ -269,22 +294,45 @@ def uses_batch_statistics(
     return any(m.training or m.running_mean is None for m in norms)
 
 # %% ../../nbs/foundations/40_networks.ipynb #c063
+_WORD = r"-(?:w(?P<width>[1-9]\d*)|(?P<option>[a-z]+)=(?P<value>[a-z0-9]+))"
+
+
 def parse_network(
-    name: str,  # NAME or NAME-wWIDTH; "auto" is a name
+    name: str,  # NAME, NAME-wWIDTH or NAME-OPTION=VALUE; "auto" is a name
     spec,  # `Spec` of the data
 ) -> tuple:  # The registered function and a dict of options
     "What a network name means for some data"
-    match = re.fullmatch(r"(\w+?)(?:-w([1-9]\d*))?", name) if isinstance(name, str) else None
+    match = re.fullmatch(rf"(\w+?)((?:{_without_groups(_WORD)})*)", name) if isinstance(name, str) else None
     if not match:
         raise InputError(
             f"network {name!r} is not a name: write NAME or NAME-wWIDTH, as in ConvNetD3 or ConvNetD3-w64, with NAME one of {', '.join(network)}, auto"
         )
-    base, width = match.groups()
+    base, words = match.groups()
+    options = {}
+    for word in re.finditer(_WORD, words):
+        option = word["option"] or "width"
+        if option in options or word["option"] == "width":
+            raise InputError(
+                f"network {name!r} gives {option} twice or in full: write it once, a width as -w64"
+            )
+        value = word["width"] or word["value"]
+        options[option] = int(value) if value.isdigit() else value
+    return _base_network(base, spec), options
+
+
+def _without_groups(pattern):
+    return re.sub(r"\?P<\w+>", "?:", pattern)
+
+
+def _base_network(base, spec):
+    "The function that a name without options stands for"
     if base == "auto":
         base = _convnet_for(spec.size)
-    if base not in network:
-        raise unknown_name("network", base, [*network, "auto"])
-    return network[base], {"width": int(width)} if width else {}
+    if base in network:
+        return network[base]
+    if re.fullmatch("ConvNetD[1-8]", base):
+        return _convnet_of(int(base[-1]))
+    raise unknown_name("network", base, [*network, "auto"])
 
 
 def _convnet_for(size):
@@ -292,6 +340,28 @@ def _convnet_for(size):
     if size <= 32:
         return "ConvNetD3"
     return "ConvNetD4" if size <= 64 else "ConvNetD5"
+
+
+@functools.cache
+def _convnet_of(depth):
+    "The function of a ConvNet whose depth is not registered"
+
+    @delegates(ConvNet, but="depth")
+    def build(spec, **kwargs):
+        return ConvNet(spec.channels, spec.classes, spec.size, depth=depth, **kwargs)
+
+    build.__name__ = f"ConvNetD{depth}"
+    return build
+
+# %% ../../nbs/foundations/40_networks.ipynb #c065b
+def network_name(
+    f,  # A registered function
+    options: dict,  # That a name can hold: width, norm, ...
+) -> str:
+    "The name of a network with its options, the width first and then by the alphabet"
+    width = f"-w{options['width']}" if "width" in options else ""
+    others = sorted(option for option in options if option != "width")
+    return f.__name__ + width + "".join(f"-{option}={options[option]}" for option in others)
 
 # %% ../../nbs/foundations/40_networks.ipynb #c904
 class Subsampled(nn.Conv2d):
@@ -335,26 +405,29 @@ def make_network(
     **options,  # Of the registered function: width, norm, activation, pooling
 ) -> Network:
     "A freshly initialised network for some data"
-    f, width = parse_network(name, spec)
-    _check_options(name, f, width, options)
+    f, named = parse_network(name, spec)
+    _check_options(name, f, named, options)
+    options = named | options
+    check_depth(f, spec, network_name(f, options), **options)
     with seeded(seed, "network"), torch.device("meta" if str(device) == "meta" else "cpu"):
-        body = f(spec, **width, **options)
-    label = f.__name__ + "".join(f"-w{number}" for number in width.values())
+        body = f(spec, **options)
+    label = network_name(f, named)
     net = Network(Normalise(spec.mean, spec.std), _replace_unsafe(body), label, spec=spec)
     device = pick_device(device)
     order = torch.channels_last if device.type == "cpu" else torch.contiguous_format
     return net.to(device, memory_format=order)
 
 
-def _check_options(name, f, width, options):
+def _check_options(name, f, named, options):
     known = [*inspect.signature(f).parameters][1:]
-    for option in options:
+    for option in [*named, *options]:
         if option not in known:
             raise unknown_name(f"option of {f.__name__}", option, known)
-    if width and "width" in options:
-        raise InputError(f"network {name!r} names the width: leave out width={options['width']!r}")
-    if width:
-        check_int("the width of a network", width["width"], 1, 4096)
+    for option in options:
+        if option in named:
+            raise InputError(f"network {name!r} names the {option}: leave out {option}={options[option]!r}")
+    if "width" in named:
+        check_int("the width of a network", named["width"], 1, 4096)
 
 # %% ../../nbs/foundations/40_networks.ipynb #c913
 @functools.cache

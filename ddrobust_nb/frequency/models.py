@@ -46,7 +46,7 @@ def ask_model(
     model,  # Pixels -> logits, in eval mode
     images,  # [n,C,H,W]
     labels,  # [n]
-):  # Yields two functions: float64 images -> classes; slice -> images, labels
+):  # Yields two functions: float64 images -> predicted classes; slice -> images and labels
     "Ask a model about images without leaving a trace"
     check_model(model)
     shape = tuple(getattr(images, "shape", ()))

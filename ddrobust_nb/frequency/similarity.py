@@ -78,7 +78,7 @@ def components_by_covariance(
     "Components from the covariance of the pixels: for sets of more images than pixels"
     n = len(images)
     shape = tuple(images.shape[1:])
-    D = shape[0] * shape[1] * shape[2]
+    D = shape[0] * shape[1] * shape[2]  # Numbers per image
     if D > 2**14:
         raise InputError(
             f"images of {D} numbers need a covariance of {8 * D * D / 2**30:.0f} GiB: "
@@ -227,10 +227,10 @@ def _check_comparable(images, original, radius):
 def null_similarity(
     data,  # `Data`: subsets are drawn from its training images
     ipc: int,  # Images of each class
-    original: Components,
+    original: Components,  # Of the real images
     *,
-    draws: int = 20,
-    seed: int = 0,
+    draws: int = 20,  # Random subsets
+    seed: int = 0,  # Of the draws
     **choices,  # Of `similarity`
 ) -> list:  # Of `Similarity`
     "The similarity of random real images, as many of each class as the set has"

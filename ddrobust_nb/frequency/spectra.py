@@ -87,7 +87,7 @@ def split_bands(
 # %% ../../nbs/frequency/10_spectra.ipynb #c029
 @dataclass(frozen=True, eq=False)
 class BandShare:
-    "Energy shares of the two bands, and the choices they depend on"
+    "Energy shares of the two bands, and the choices that they depend on"
 
     low: float  # Share of the low band, NaN where there is no energy
     high: float  # Share of the high band, 1 - low
@@ -110,12 +110,15 @@ def band_energy(
     "Energy in the low band and in all, summed over channels"
     x = as_signal(images)
     mask = low_mask(*x.shape[-2:], radius, device=x.device)
-    P = spectrum(x).abs().pow_(_check_power(power)).sum(1)
-    rounding = 1e-10**power * P.sum((1, 2))
+    energies = spectrum(x).abs().pow_(_check_power(power)).sum(1)  # [n,H,W]
+    rounding = 1e-10**power * energies.sum((1, 2))
     if not dc:
-        P[:, P.shape[1] // 2, P.shape[2] // 2] = 0
-    energy = torch.stack([P[:, mask].sum(1), P.sum((1, 2))], 1)
-    return energy.masked_fill((energy[:, 1] <= rounding)[:, None], torch.nan)
+        height, width = energies.shape[1:]
+        energies[:, height // 2, width // 2] = 0
+    low = energies[:, mask].sum(1)
+    both = energies.sum((1, 2))
+    has_none = both <= rounding
+    return torch.stack([low, both], 1).masked_fill(has_none[:, None], torch.nan)
 
 # %% ../../nbs/frequency/10_spectra.ipynb #c035
 def band_share(

@@ -34,7 +34,7 @@ def mixing_recipe(
     spec,  # `Spec` of the data
     epochs: int = 200,  # Passes over the real images
 ) -> Recipe:
-    "Ordinary training of a ResNet18 at 32 pixels; ours, as the paper's is lost"
+    "Ordinary training of a ResNet18 at 32 pixels; our choice, as we do not have the paper's"
     check_int("epochs", epochs, 1)
     return Recipe(
         epochs=epochs,

@@ -161,7 +161,8 @@ def test_bad_names_are_refused(name):
 @pytest.mark.parametrize(
     "options",
     [
-        {"norm": "group"},
+        {"norm": "instancenorm"},
+        {"norm": "group", "width": 6},
         {"width": 0},
         {"width": True},
         {"depth": 4},

@@ -231,10 +231,11 @@ class Source:
 
     def model_line(self, cell):
         recipe = cell.recipe
-        return (
+        line = (
             f"- training: {cell.n_models} x {cell.network}, {recipe.epochs} epochs, {recipe.order}, "
             f"checkpoint: {recipe.select}"
         )
+        return f"{line}; changed by you: {cell.own_recipe}" if cell.own_recipe else line
 
     def stages(self, cell):
         return ["train", "attack"]

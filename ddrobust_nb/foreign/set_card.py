@@ -65,8 +65,10 @@ def accuracy_checks(
     n = len(labels)
     right = int((answers == labels).sum())
     luck = float(binom.sf(right - 1, n, 1 / classes))
-    text = f"{right} of {n} right; guessing gets {n / classes:.0f}"
-    chance = Check(CheckCode.CHANCE, luck < 0.001, text)
+    is_above = luck < 0.01 or right * classes >= 2 * n
+    chance = Check(CheckCode.CHANCE, is_above, f"{right} of {n} right; guessing gets {n / classes:.0f}")
+    if n < 10 * classes:
+        return [chance, Check(CheckCode.PERMUTED, True, f"{n} images are too few to tell")]
     plain, best = permuted_accuracy(answers, labels, classes)
     text = f"accuracy {plain:.1%}, under the best assignment of the classes {best:.1%}"
     return [chance, Check(CheckCode.PERMUTED, best - plain < max(0.1, plain / 2), text)]

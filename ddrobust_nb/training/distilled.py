@@ -289,6 +289,7 @@ def _check_card(dset, path):
         "ipc": dset.ipc is None or (type(dset.ipc) is int and dset.ipc > 0),
         "seed": type(dset.seed) is int,
         "config": isinstance(dset.config, dict),
+        "reading": dset.reading is None or isinstance(dset.reading, dict),
     }
     for name, possible in is_possible.items():
         if not possible:

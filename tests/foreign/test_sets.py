@@ -375,7 +375,7 @@ def lazy(world):
     return DistilledSet(SPEC, negative, labels, ipc=IPC, lr=0.02), -PIXELS
 
 
-@pytest.mark.parametrize("form", ["ours", "safetensors"])
+@pytest.mark.parametrize("form", ["with_card", "safetensors"])
 def test_writers_of_pixels_keep_views(tmp_path, lazy, form):
     dset, images = lazy
     folder = export_set(dset, tmp_path / "out", form)
@@ -393,7 +393,7 @@ def test_what_is_written_is_read(tmp_path, world, form, soft):
     folder = export_set(dset, tmp_path / "out", form)
     asked = dict(labels="logits") if soft and form == "dd_ranking" else {}
     again = load_set(folder, world, **asked)
-    torch.testing.assert_close(again.images, PIXELS, rtol=0, atol=1 / 500 if form == "image_folder" else 1e-6)
+    torch.testing.assert_close(again.images, PIXELS, rtol=0, atol=1 / 500 if form == "png_folders" else 1e-6)
     torch.testing.assert_close(again.labels, labels if soft else LABELS, rtol=0, atol=1e-6)
     with pytest.raises(InputError, match="not an empty folder"):
         export_set(dset, folder, form)

@@ -15,20 +15,18 @@ from torch.nn import functional as F
 
 from ddrobust_nb.attacks.autoattack import autoattack_flags
 from ddrobust_nb.attacks.checks import (
-    EXPLAINED,
-    CheckCode,
     Check,
+    CheckCode,
+    EXPLAINED,
     attack_checks,
     comparisons,
     exceeds,
     gradients_taken,
     model_checks,
     not_weaker,
-    odd_pairs,
     range_check,
-    read_table,
-    table_checks,
 )
+from ddrobust_nb.attacks.printed import odd_pairs, read_table, table_checks
 from ddrobust_nb.attacks.attack import AttackConfig, parse_attacks
 from ddrobust_nb.attacks.autoattack import PARTS
 from ddrobust_nb.attacks.running import attack_images
@@ -41,6 +39,7 @@ from ddrobust_nb.training.fit import Recipe, fit
 
 ASKED = ("range", "eps0", "noise", "gradient", "saturation", "random", "dynamic", "logits", "unbounded")
 COMPARED = ("missing", "clean", "monotone", "steps", "union", "strength", "blackbox")
+LABELS = ("chance", "permuted", "order")
 TABLES = ("twice", "copied", "grain")
 
 
@@ -108,7 +107,7 @@ def test_every_code_is_explained_on_the_page(world):
         "\n".join("".join(c["source"]) for c in page["cells"] if c["cell_type"] == "markdown"),
         flags=re.M,
     )
-    assert set(EXPLAINED) == {*ASKED, *COMPARED, *TABLES} == {*CheckCode}
+    assert set(EXPLAINED) == {*ASKED, *COMPARED, *LABELS, *TABLES} == {*CheckCode}
     for code, sentence in EXPLAINED.items():
         assert headings.count(code) == 1, code
         assert "; else " in sentence and sentence.endswith("."), code

@@ -35,7 +35,8 @@ _all_ = [dataset, dataset_table, load_data, Network, make_network, network, accu
 from .attacks.attack import AttackConfig, attack, parse_attacks
 from .attacks.robustness import Evaluation, evaluate
 from .attacks.running import attack_images
-from .training.distilled import DistilledSet, load_set, save_set, show_set
+from .foreign.sets import load_set
+from .training.distilled import DistilledSet, save_set, show_set
 from .training.distiller import distiller
 from .training.fit import Recipe, fit
 from .training.protocols import preset_options, recipe_for

@@ -53,12 +53,15 @@ class CheckCode(str, Enum):
     UNION = "union"
     STRENGTH = "strength"
     BLACKBOX = "blackbox"
-    CHANCE = "chance"  # This one and the next two are about the classes of a model
-    PERMUTED = "permuted"
-    ORDER = "order"
     TWICE = "twice"  # This one and the next two are about printed tables
     COPIED = "copied"
     GRAIN = "grain"
+    CHANCE = "chance"  # This one and the rest are about files of others
+    FINITE = "finite"
+    OUTSIDE = "outside"
+    PERMUTED = "permuted"
+    CLASS_ORDER = "class_order"
+    IPC = "ipc"
 
     def __str__(self):
         return self.value
@@ -94,12 +97,15 @@ EXPLAINED = {
     CheckCode.UNION: "AutoAttack must not leave an image right that one of its parts breaks; else it was put together from different runs: unite the flags of one run.",
     CheckCode.STRENGTH: "FGSM must not be weaker than noise, PGD not weaker than FGSM, AutoAttack not weaker than any of FGSM, PGD and CW; else the attack does not work (do its steps reach as far as eps?), or its row belongs to another eps.",
     CheckCode.BLACKBOX: "Square, which uses no gradients, must not beat all attacks that use them; else gradients are masked: trust the lowest number, and look at `gradient` and `saturation`.",
-    CheckCode.CHANCE: "A model must be right more often than guessing; else it was not trained on these classes, in this colour space or in this order: look at its normalisation and at `permuted`.",
-    CheckCode.PERMUTED: "No other order of the classes may fit a model far better than the order of the dataset; else its labels are permuted and every accuracy is wrong: reorder its outputs or the class folders.",
-    CheckCode.ORDER: "Class names that are numbers must be in the order of the numbers; else a model trained elsewhere may count 1, 2, 10 where the folders sort as 1, 10, 2: pad the numbers with zeros, or check `permuted`.",
     CheckCode.TWICE: "In a table: one setting must not have two values; else one of them belongs to another setting.",
     CheckCode.COPIED: "In a table: two of APGD-T, FAB-T and Square must not print the same number while AutoAttack is clearly lower; else one was probably copied into the other's cell.",
     CheckCode.GRAIN: "In a table: an accuracy must be a whole number of images; else a digit is wrong.",
+    CheckCode.CHANCE: "In a file of others: accuracy must be above chance; else images, labels or the colour space were read wrong, or the values were scrambled when the file was written: look at the pictures on the card.",
+    CheckCode.FINITE: "In a file of others: no number may be NaN or infinite; else the file is damaged, or training diverged before it was written: get another one.",
+    CheckCode.OUTSIDE: "In a set of others: most pixels must be in [0,1]; else the colour space was read wrong: name it with space=.",
+    CheckCode.PERMUTED: "In a file of others: no other assignment of the classes may give a far higher accuracy; else the labels count in another order than the dataset: reorder them.",
+    CheckCode.CLASS_ORDER: "In a folder of others: class folders with numbers must be sorted as numbers and as text in the same way (001, 002, ... do); else it depends on the reader which class is which: compare the classes on the card.",
+    CheckCode.IPC: "In a set of others: images per class as it is said must be what the labels count; else the row is compared with sets of another size: correct ipc, or give all images.",
 }
 
 # %% ../../nbs/attacks/95_checks.ipynb #c013

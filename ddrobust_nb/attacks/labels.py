@@ -74,17 +74,19 @@ def permuted_check(
 def order_check(
     class_names: tuple,  # In label order; empty if unknown
 ) -> Check:
-    "`order`: are classes that are named by numbers in the order of the numbers?"
+    "`class_order`: are classes that are named by numbers in the order of the numbers?"
     parts = [re.fullmatch(r"(.*?)(\d+)", str(name)) for name in class_names]
     is_numbered = bool(parts) and all(parts) and len({part[1] for part in parts}) == 1
     numbers = [int(part[2]) for part in parts] if is_numbered else []
     if numbers == sorted(numbers):
         return Check(
-            CheckCode.ORDER, True, "the order of the class names is that of their numbers, or they have none"
+            CheckCode.CLASS_ORDER,
+            True,
+            "the order of the class names is that of their numbers, or they have none",
         )
     wrong = next(i for i, number in enumerate(sorted(numbers)) if number != numbers[i])
     text = f"the classes are in the order {', '.join(map(str, class_names[: wrong + 2]))}, which is not that of the numbers"
-    return Check(CheckCode.ORDER, False, text)
+    return Check(CheckCode.CLASS_ORDER, False, text)
 
 # %% ../../nbs/attacks/96_labels.ipynb #c020
 def class_checks(
@@ -92,7 +94,7 @@ def class_checks(
     labels: torch.Tensor,  # Classes [n]
     spec,  # `Spec` of the data
 ) -> list:
-    "`chance`, `permuted`, `order` of a model that somebody else trained"
+    "`chance`, `permuted`, `class_order` of a model that somebody else trained"
     if len(predicted) != len(labels):
         raise InputError(f"{len(labels)} labels need as many answers, got {len(predicted)}")
     return [

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['PLAIN_NAMES', 'MAX_DEPTH', 'MAX_VALUES', 'CONTAINERS', 'pickled_names', 'check_names', 'check_declared',
-           'plain_values', 'read_torch', 'array_header', 'read_npy', 'read_npz', 'container_format', 'read_container']
+           'plain_values', 'read_torch', 'array_header', 'read_npy', 'read_npz', 'read_pickle', 'container_format',
+           'read_container']
 
 # %% ../../nbs/foreign/10_containers.ipynb #c002
+import io
 import mmap
 import pickletools
 import re
@@ -19,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file as load_safetensors
+from ..foundations.batches import STEPS, PickleMachine
 from ..foundations.core import InputError, check_path
 
 # %% ../../nbs/foreign/10_containers.ipynb #c011
@@ -321,9 +324,75 @@ def read_npz(
     return values
 
 # %% ../../nbs/foreign/10_containers.ipynb #c050
+def _storage_inside(raw):
+    "The numbers of a tensor in a pickle"
+    if not isinstance(raw, bytes):
+        raise ValueError("a tensor has no numbers")
+    stream = io.BytesIO(raw)
+    for _ in range(5):
+        names = pickled_names(stream)
+        if not all(PLAIN_NAMES.fullmatch(name) for name in names):
+            raise ValueError("the numbers of a tensor are a program")
+    return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+
+
+def _tensor_inside(storage, offset, size, stride, *rest):
+    if not isinstance(storage, torch.storage.TypedStorage):
+        raise ValueError("a tensor has no numbers")
+    return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, False, {})
+
+
+_INSIDE = {
+    "torch.storage _load_from_bytes": _storage_inside,
+    "torch._utils _rebuild_tensor_v2": _tensor_inside,
+    "collections OrderedDict": dict,
+    "_codecs encode": lambda text, codec: text.encode("latin1"),
+} | {name.rpartition(".")[0] + " " + name.rpartition(".")[2]: maker for maker, name in _STAND_INS}
+
+# %% ../../nbs/foreign/10_containers.ipynb #c051
+def _find(machine, name):
+    if name not in _INSIDE:
+        raise ValueError(f"it asks for {name.replace(' ', '.')}")
+    machine.push(_INSIDE[name])
+
+
+def _call(machine, argument):
+    function, arguments = machine.pop(2)
+    if not any(function is known for known in _INSIDE.values()) or type(arguments) is not tuple:
+        raise ValueError("it calls something that makes no tensor")
+    machine.push(function(*arguments))
+
+
+def _fill(machine, argument):
+    (state,) = machine.pop(1)
+    machine.top(_NumberType).__setstate__(state)
+
+
+_INSTRUCTIONS = STEPS | {
+    "GLOBAL": _find,
+    "STACK_GLOBAL": lambda machine, argument: _find(machine, " ".join(machine.pop(2))),
+    "REDUCE": _call,
+    "BUILD": _fill,
+}
+
+# %% ../../nbs/foreign/10_containers.ipynb #c052
+def read_pickle(
+    path: Path,  # Made by `pickle.dump`
+):
+    "What a bare pickle of tensors holds; nothing of it is run"
+    machine = PickleMachine()
+    for opcode, argument, _ in pickletools.genops(path.read_bytes()):
+        if opcode.name not in _INSTRUCTIONS:
+            raise ValueError(f"it holds the instruction {opcode.name}")
+        _INSTRUCTIONS[opcode.name](machine, argument)
+    if len(machine.stack) != 1:
+        raise ValueError("something follows its end")
+    return plain_values(machine.stack[0], path)
+
+# %% ../../nbs/foreign/10_containers.ipynb #c056
 def container_format(
     path: Path,  # Any file
-) -> str:  # torch, npy, npz, safetensors; empty for none of them
+) -> str:  # torch, npy, npz, pickle, safetensors; empty for none of them
     "Which container a file is, by its first bytes"
     with open(path, "rb") as file:
         head = file.read(16)
@@ -333,6 +402,8 @@ def container_format(
         return "npy"
     if head[:2] == b"\x80\x02" and head[3:].startswith(b"\x0al\xfc\x9cF\xf9 j\xa8P\x19."):
         return "torch"
+    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
+        return "pickle"
     header_size = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and header_size <= path.stat().st_size:
         return "safetensors"
@@ -345,11 +416,12 @@ def _zip_format(path):
     is_arrays = bool(names) and all(name.endswith(".npy") for name in names)
     return "npz" if is_arrays else "torch"
 
-# %% ../../nbs/foreign/10_containers.ipynb #c052
+# %% ../../nbs/foreign/10_containers.ipynb #c058
 CONTAINERS = {
     "torch": read_torch,
     "npy": read_npy,
     "npz": read_npz,
+    "pickle": read_pickle,
     "safetensors": lambda path: plain_values(load_safetensors(path), path),
 }  # Format -> reader
 
@@ -375,7 +447,7 @@ def read_container(
         f"{str(path)!r} is {_looks_like(path)}: a .pt, .pth, .npy, .npz or .safetensors file is accepted"
     )
 
-# %% ../../nbs/foreign/10_containers.ipynb #c053
+# %% ../../nbs/foreign/10_containers.ipynb #c059
 def _first_line(error):
     "An error in a few words"
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -391,8 +463,6 @@ def _looks_like(path):
         return "a web page, as a failed download leaves it"
     if text.startswith(b"version https://git-lfs"):
         return "a pointer of Git LFS, not the file itself (git lfs pull fetches it)"
-    if head[:1] == b"\x80":
-        return "a bare pickle, which could run code when it is opened"
     if head[257:262] == b"ustar":
         return "a tar archive (unpack it first)"
     return "no container that is known here"

@@ -106,7 +106,7 @@ def _poolings(positions, depth, size):
         f"{size} pixels do not give: set dataset to what the model was trained on"
     )
 
-
+# %% ../../nbs/foreign/65_layers.ipynb #c012b
 def _convnet_name(blocks, width, *options):
     "The name of a ConvNet"
     found = {} if width == 128 else {"width": width}

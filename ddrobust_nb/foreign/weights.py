@@ -279,8 +279,8 @@ def read_weights_file(
 # %% ../../nbs/foreign/60_weights.ipynb #c028c
 def split_entry(file):
     "A path, and the name of an entry behind #"
-    path, mark, wanted = str(file).rpartition("#")
-    return (path, wanted) if mark and path else (str(file), "")
+    path, separator, wanted = str(file).rpartition("#")
+    return (path, wanted) if separator and path else (str(file), "")
 
 
 def _some(names):

@@ -81,6 +81,7 @@ def fields_of_cell(cell: Cell, distilled: Distilled) -> dict:
         distill_network=cell.distill_network if uses_network(cell.method) else "",
         protocol=cell.protocol.name,
         select=cell.recipe.select,
+        recipe_changes=cell.own_recipe,
         device=_device_name(cell.device),
         versions=versions(),
         commit=commit(),

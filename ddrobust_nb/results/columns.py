@@ -80,6 +80,7 @@ CELL_COLUMNS = {  # Field -> heading
     "data_fingerprint": "data",
     "network": "network",
     "protocol": "protocol",
+    "recipe_changes": "recipe",
     "select": "checkpoint",
     "distill_network": "distilled with",
     "options_digest": "options",
@@ -156,7 +157,13 @@ def _attack_differs(lines, name):
     return any(len(values) > 1 for values in seen.values())
 
 # %% ../../nbs/results/32_columns.ipynb #c038
-CAPTION = {"dataset": "", "network": "", "protocol": "protocol", "select": "checkpoint"}  # Field -> heading
+CAPTION = {  # Field -> heading
+    "dataset": "",
+    "network": "",
+    "protocol": "protocol",
+    "recipe_changes": "but recipe with",
+    "select": "checkpoint",
+}
 
 
 def caption_of(
@@ -166,6 +173,6 @@ def caption_of(
     parts = []
     for name, heading in CAPTION.items():
         values = {str(line[name]) for line in lines}
-        if len(values) == 1:
+        if len(values) == 1 and values != {""}:
             parts.append(f"{heading} {values.pop()}".strip())
     return ", ".join(parts)

@@ -60,7 +60,8 @@ def rows_of_file(
         other_checkpoint = rows["select"] != checkpoints
         distilled = rows["distill_network"].fillna("").ne("") & (rows["method"] != WHOLE)
         other_network = distilled & (rows["distill_network"] != rows["network"])
-        changed = other_cell | other_checkpoint | other_network
+        other_recipe = rows["recipe_changes"].fillna("") != ""
+        changed = other_cell | other_checkpoint | other_network | other_recipe
         return rows.assign(changed=changed.astype(bool))
     except InputError:
         raise

@@ -26,6 +26,7 @@ CELL_CONDITION = (  # Must be equal before you may compare two clean accuracies
     "ipc",
     "network",
     "protocol",
+    "recipe_changes",
     "select",
     "n_clean",
 )

@@ -19,7 +19,7 @@ from ..foundations.augment import strategy_for
 from ..attacks.attack import NAMED, parse_attack
 from ..foundations.data import Data
 from ..distillers.baselines import random
-from ..training.distilled import DistilledSet, load_set
+from ..training.distilled import DistilledSet, load_own_set
 from ..training.distiller import RANDOM, WHOLE, class_balanced, distiller
 from ..mixing.mix import MIX_VERSION, card_augment, check_mixed, mixing_control, mix, mixing_recipe
 from ..foundations.networks import network_revision
@@ -155,7 +155,7 @@ def _read_set(name, spec):
         return name
     if not name or not Path(name).expanduser().exists():
         raise unknown_name("set", name, [NOTHING_MIXED, *methods, "a folder with a ready set"])
-    return load_set(name, spec)
+    return load_own_set(name, spec)
 
 # %% ../../nbs/results/80_mixing_run.ipynb #c014
 @dataclass(frozen=True)

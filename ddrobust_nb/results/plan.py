@@ -37,7 +37,16 @@ from .sources import given_source, published, read_weights
 from .store import Store, check_format, check_writable, find_store, stage_key
 from ..training.distiller import WHOLE, distiller, own_options
 from ..training.fit import Recipe
-from ..training.protocols import PROTOCOLS, Protocol, preset_options, protocol_for, recipe_for
+from ddrobust_nb.training.protocols import (
+    PROTOCOLS,
+    Protocol,
+    check_own_recipe,
+    own_recipe,
+    preset_options,
+    protocol_for,
+    recipe_changes,
+    recipe_for,
+)
 
 # %% ../../nbs/results/50_plan.ipynb #c005
 PARAMETERS = dict(
@@ -49,6 +58,7 @@ PARAMETERS = dict(
     distill_network="auto",
     protocol="quick",
     options={},
+    recipe={},
     attacks="auto",
     n_test=None,
     n_models=None,
@@ -77,6 +87,7 @@ def check_types(given: dict):
             f"options must be a mapping of option names to values, got {options!r}: "
             "write -y 'options: {iterations: 500}'"
         )
+    check_own_recipe(given.get("recipe", {}))
     check_int("seed", given.get("seed", 0), 0)
     if given.get("n_test") is not None:
         check_int("n_test", given["n_test"], 1)
@@ -235,6 +246,7 @@ class Cell:
     device: str
     source: Source  # Where the set and the models come from
     store: Store
+    own_recipe: str = ""  # What you changed in the recipe of the protocol
     out: Path = Path()  # Folder of its results
     key: str = ""
 
@@ -310,6 +322,21 @@ def _n_models(asked, source, protocol, network, data):
         )
     return 1
 
+
+def _labelled_by_teacher(method, source, labels):
+    "Whether a teacher labels the images while a network trains"
+    if labels == "hard":
+        return False
+    if source.dset is not None:
+        return bool(source.dset.teacher)
+    return method in distiller and distiller[method].relabels
+
+
+def _refuse_recipe(asked, reason):
+    "`InputError` where nothing is trained and there is a recipe"
+    if asked["recipe"]:
+        raise InputError(f"{reason}, so nothing is trained: leave recipe out")
+
 # %% ../../nbs/results/50_plan.ipynb #c040
 def complete_cell(
     asked: dict,  # All parameters
@@ -335,11 +362,14 @@ def complete_cell(
     else:
         options = complete_options(method, protocol.name, data, ipc, asked["options"], distill_network)
     recipe = recipe_for(protocol, method, data.spec, ipc or _images_per_class(source.dset), asked["select"])
+    by_teacher = _labelled_by_teacher(method, source, asked["recipe"].get("labels", recipe.labels))
+    chosen_recipe = own_recipe(recipe, asked["recipe"], data, by_teacher)
     weights = "" if source.given else published(method, data.spec, network)
     if weights:
+        _refuse_recipe(asked, f"{network} comes with published weights")
         source = Published(weights)
     if isinstance(source, GivenSet):
-        source.check_labels(recipe)
+        source.check_labels(chosen_recipe)
     return Cell(
         method=method,
         ipc=ipc,
@@ -347,7 +377,8 @@ def complete_cell(
         network=network,
         distill_network=distill_network,
         protocol=protocol,
-        recipe=recipe,
+        recipe=chosen_recipe,
+        own_recipe=recipe_changes(recipe, chosen_recipe),
         options=options,
         n_test=n_test,
         n_models=_n_models(asked["n_models"], source, protocol, network, data),
@@ -468,6 +499,8 @@ def _check_words(asked):
     elif asked["options"]:
         what = "set" if asked["distilled"] else "model"
         raise InputError(f"options are for distilling, and a ready {what} was given: leave options out")
+    if asked["checkpoint"]:
+        _refuse_recipe(asked, "a ready model was given")
     if asked["checkpoint"] and (asked["n_models"] or 1) > 1:
         raise InputError(f"n_models must be 1 with a ready model, got {asked['n_models']}: leave it out")
 

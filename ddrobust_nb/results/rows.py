@@ -96,6 +96,7 @@ class Result(RowOfFormat1):
     adversarial: str = ""  # Attack used in training, "" for ordinary training
     corruption: str = ""  # Family of corruptions in place of an attack
     severity: int = None  # From 1 to 5
+    recipe_changes: str = ""  # What you changed in the recipe of the protocol; "" for nothing
 
 # %% ../../nbs/results/20_rows.ipynb #c052
 ORIGINS = ("distilled", "given set", "given model", "published", "whole")  # Where set and model came from

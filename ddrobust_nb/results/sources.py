@@ -23,7 +23,7 @@ from .keys import VERSIONS, distil_fields, recipe_fields, train_fields
 from .methods import code_of, code_of_prerequisite
 from .rows import normal_options
 from .store import sha256_of, stage_key
-from ..training.distilled import DistilledSet, load_set
+from ..training.distilled import DistilledSet, load_own_set
 from ..training.distiller import WHOLE, Prerequisite, distiller
 from ..training.fit import Recipe, relabelling, training_labels
 
@@ -231,10 +231,11 @@ class Source:
 
     def model_line(self, cell):
         recipe = cell.recipe
-        return (
+        line = (
             f"- training: {cell.n_models} x {cell.network}, {recipe.epochs} epochs, {recipe.order}, "
             f"checkpoint: {recipe.select}"
         )
+        return f"{line}; changed by you: {cell.own_recipe}" if cell.own_recipe else line
 
     def stages(self, cell):
         return ["train", "attack"]
@@ -404,7 +405,7 @@ def given_source(
     "A set or a model that you bring, and what it is of"
     set_file = given.get("distilled", "")
     model_file = given.get("checkpoint", "")
-    dset = load_set(set_file, data.spec) if set_file else None
+    dset = load_own_set(set_file, data.spec) if set_file else None
     if dset:
         check_dataset_of_set(dset.spec, data.spec, set_file)
     card = checkpoint_card(model_file, data)

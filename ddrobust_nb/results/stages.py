@@ -37,7 +37,7 @@ from ddrobust_nb.results.sources import (
     read_weights,
 )
 from .store import cached, cached_together, sha256_of, stage_key, write_json
-from ..training.distilled import DistilledSet, load_set, save_set
+from ..training.distilled import DistilledSet, load_own_set, save_set
 from ..training.distiller import distiller
 from ..training.fit import History, fit, frozen, weights
 
@@ -137,7 +137,7 @@ def distil_cell(
     def make(state, save):
         return run_distiller(cell, files, watch=watch, state=state, save=save)
 
-    dset = cached(cell.store, "distil", key, distil_config(cell), make, save_set, load_set)
+    dset = cached(cell.store, "distil", key, distil_config(cell), make, save_set, load_own_set)
     if not dset.teacher:
         return Distilled(dset, key, origin=source.origin)
     parts = needed_parts(cell)

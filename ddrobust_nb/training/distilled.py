@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DistilledSet', 'show_images', 'hard_labels', 'show_set', 'set_title', 'share_outside', 'describe',
-           'check_training_labels', 'check_training', 'check_set', 'save_set', 'load_set', 'show_making']
+           'check_training_labels', 'check_training', 'check_set', 'storable', 'save_set', 'load_own_set',
+           'show_making']
 
 # %% ../../nbs/training/10_distilled.ipynb #c002
 import io
@@ -32,6 +33,7 @@ class DistilledSet:
     config: dict = field(default_factory=dict)  # Every option the distiller ran with
     lr: float = None  # Learned step size, if the method learns one
     teacher: dict = None  # Key of a teacher network, and how it labels while a student trains
+    origin: dict = None  # How a file of others was read: layout, space, notes; None for our own
 
     def training(self):
         "Images and labels, as `fit` asks for them"
@@ -194,6 +196,13 @@ def check_set(dset: DistilledSet) -> DistilledSet:
     check_training(dset.images, dset.labels, dset.spec)
     return dset
 
+# %% ../../nbs/training/10_distilled.ipynb #c020c
+def storable(
+    tensor: torch.Tensor,  # Perhaps a view, on any device
+) -> torch.Tensor:
+    "The same values on the CPU, in the order of the indices, nothing left to be applied"
+    return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+
 # %% ../../nbs/training/10_distilled.ipynb #c021
 def save_set(
     dset: DistilledSet,
@@ -203,18 +212,19 @@ def save_set(
     "Write a set"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    images = dset.images.detach().cpu().to(dtype or dset.images.dtype)
-    tensors = {"images": images.contiguous()}
+    tensors = {"images": storable(dset.images.to(dtype or dset.images.dtype))}
     if dset.labels is not None:
-        tensors["labels"] = dset.labels.cpu().contiguous()
+        tensors["labels"] = storable(dset.labels)
     save_file(tensors, folder / "set.safetensors")
     card = {"format": 1, "space": "pixels", **asdict(replace(dset, images=None, labels=None))}
     del card["images"], card["labels"]
+    if not dset.origin:
+        del card["origin"]
     (folder / "set.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
     return folder
 
 # %% ../../nbs/training/10_distilled.ipynb #c027
-def load_set(
+def load_own_set(
     path,  # A folder made by `save_set`, or any .safetensors file with `images` and `labels`
     spec: Spec = None,  # Of the dataset; needed only if there is no card
 ) -> DistilledSet:
@@ -293,7 +303,7 @@ def show_making(
     import matplotlib.pyplot as plt
 
     folder = Path(folder)
-    dset = load_set(folder)
+    dset = load_own_set(folder)
     stages = {**load_file(folder / "snapshots.safetensors"), "end": dset.images[:: dset.ipc]}
     making = json.loads((folder / "making.json").read_text(encoding="utf-8"))
     names = [name for name in ("start", "middle", "end") if name in stages]

@@ -339,6 +339,10 @@ def check_recipe(
     for name, lowest in dict(epochs=1, batch=1, check_every=0, pad=0).items():
         check_int(name, getattr(recipe, name), lowest)
     _check_numbers(recipe)
+    if recipe.decay_every is not None:
+        check_int("decay_every", recipe.decay_every, 1)
+    if recipe.check_n is not None:
+        check_int("check_n", recipe.check_n, 0)
     if recipe.augment:
         parse_strategy(recipe.augment)
     check_choice("order", recipe.order, ("shuffled", "sorted"))

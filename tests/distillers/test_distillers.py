@@ -7,7 +7,7 @@ from ddrobust_nb.foundations.augment import strategy_for
 from ddrobust_nb.foundations.core import InputError, derive_seed
 from ddrobust_nb.foundations.data import as_pixels, specs
 from ddrobust_nb.distillers.baselines import embed, random
-from ddrobust_nb.training.distilled import hard_labels, load_set, save_set
+from ddrobust_nb.training.distilled import hard_labels, load_own_set, save_set
 from ddrobust_nb.training.distiller import balanced, distiller, own_options
 from ddrobust_nb.distillers.images import real_batch, start_images
 from ddrobust_nb.distillers.dm import PIECE, _dm_step, dm, dm_loss
@@ -188,7 +188,7 @@ def test_what_is_not_there_is_refused_before_any_work(name, data):
 @pytest.mark.parametrize("name", [*METHODS, "whole"])
 def test_a_set_survives_the_disk(name, data, tmp_path):
     dset = distil(name, data, None if name == "whole" else 2)
-    again = load_set(save_set(dset, tmp_path / "ein Satz – жук"))
+    again = load_own_set(save_set(dset, tmp_path / "ein Satz – жук"))
     assert same(dset, again) and again.images.dtype == dset.images.dtype
     for field in ("spec", "method", "ipc", "seed", "config", "lr", "teacher"):
         assert getattr(dset, field) == getattr(again, field), field

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.foundations.datasets import dataset
-from ddrobust_nb.training.distilled import load_set, save_set
+from ddrobust_nb.training.distilled import load_own_set, save_set
 from ddrobust_nb.training.distiller import distiller
 from ddrobust_nb.training.protocols import PROTOCOLS, recipe_for
 from ddrobust_nb.results.cell_rows import finish_cell, run_stages, write_out
@@ -196,12 +196,12 @@ def test_the_learned_step_size_is_used_and_kept(store):
         and recipe_for(PROTOCOLS["full"], "mtt", cell.data.spec, 1).learned_lr
     )
     folder = save_set(made.dset, store.root / "set")
-    assert load_set(folder).lr == made.dset.lr == json.loads((folder / "set.json").read_text())["lr"]
+    assert load_own_set(folder).lr == made.dset.lr == json.loads((folder / "set.json").read_text())["lr"]
 
 
 def test_half_precision_on_disk_is_single_in_memory(store):
     dset = distil_cell(tiny_cell(store)).dset
-    again = load_set(save_set(dset, store.root / "half", dtype=torch.float16))
+    again = load_own_set(save_set(dset, store.root / "half", dtype=torch.float16))
     assert again.images.dtype == torch.float32 and torch.equal(again.images, dset.images.half().float())
     assert load_file(store.root / "half" / "set.safetensors")["images"].dtype == torch.float16
 

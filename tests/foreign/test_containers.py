@@ -1,6 +1,7 @@
 "Containers: every format comes back as the same plain values, and a damaged or hostile file ends in one sentence."
 
 import io
+import pickle
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -26,6 +27,7 @@ WRITERS = {
     "old.pth": lambda path: as_torch(path, _use_new_zipfile_serialization=False),
     "arrays.npz": lambda path: np.savez(path, images=IMAGES.numpy(), labels=LABELS.numpy()),
     "small.npz": lambda path: np.savez_compressed(path, images=IMAGES.numpy(), labels=LABELS.numpy()),
+    "set.pkl": lambda path: path.write_bytes(pickle.dumps({"images": IMAGES, "labels": LABELS})),
     "set.safetensors": lambda path: save_file({"images": IMAGES, "labels": LABELS}, path),
 }
 
@@ -110,6 +112,32 @@ def test_no_code_runs(tmp_path, as_zip, hidden):
     with pytest.raises(InputError, match="would run or build"):
         read_container(tmp_path / "x.pt")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_bare_pickles(tmp_path, protocol):
+    path = tmp_path / "set.pkl"
+    path.write_bytes(pickle.dumps((IMAGES, LABELS, np.float64(0.5), {"a": [1, None, True, b"x"]}), protocol))
+    images, labels, number, rest = read_container(path)
+    assert torch.equal(images, IMAGES) and torch.equal(labels, LABELS)
+    assert (number, rest) == (0.5, {"a": [1, None, True, "x"]})
+    hostile = [
+        Calls(Path.touch, tmp_path / "ran"),
+        Calls(eval, "1"),
+        Calls(torch.storage._load_from_bytes, as_bytes(tmp_path)),
+    ]
+    for value in hostile:
+        path.write_bytes(pickle.dumps([IMAGES, value], protocol))
+        with pytest.raises(InputError):
+            read_container(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def as_bytes(tmp_path):
+    "A file inside a pickle that runs a program"
+    file = io.BytesIO()
+    torch.save(Calls(Path.touch, tmp_path / "ran"), file, _use_new_zipfile_serialization=False)
+    return file.getvalue()
 
 
 def test_objects_are_named(tmp_path):
@@ -222,7 +250,7 @@ def test_huge_declared_shapes(tmp_path, shape, packed):
         (b"", "is empty"),
         (b"<!DOCTYPE html><html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
-        (b"\x80\x04\x95\x02\x00\x00\x00\x00\x00\x00\x00K\x01.", "a bare pickle"),
+        (b"\x80\x04cposix\nsystem\n(X\x04\x00\x00\x00exittR.", "asks for posix.system"),
         (b"hello", "no container that is known here"),
         (b"PK\x03\x04" + bytes(100), "is damaged"),
         (b"\x93NUMPY\x01\x00\x05\x00hello", "is damaged"),
@@ -271,4 +299,4 @@ def test_format_by_content(tmp_path):
     for name, write in WRITERS.items():
         write(tmp_path / name)
     formats = [container_format(tmp_path / name) for name in WRITERS]
-    assert formats == ["torch", "torch", "npz", "npz", "safetensors"]
+    assert formats == ["torch", "torch", "npz", "npz", "pickle", "safetensors"]

@@ -26,6 +26,7 @@ TINY = dict(
     network="ConvNetD3-w8",
     distill_network="ConvNetD3-w8",
     attacks="fgsm@8/255,pgd@8/255@3",
+    recipe={"epochs": 40},
 )
 
 

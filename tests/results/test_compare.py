@@ -131,7 +131,7 @@ def test_mean_spread_interval_and_difference(plant):
         difference_high=high - 0.182,
     ).items():
         assert got[name] == pytest.approx(expected, abs=1e-9), name
-    assert (got["models"], got["n"], got["protocol"], got["mark"], got["network_ours"], got["missing"]) == (
+    assert (got["models"], got["n"], got["protocol"], got["letter"], got["network_ours"], got["missing"]) == (
         5,
         10_000,
         "paper",
@@ -149,7 +149,7 @@ def test_clean_accuracy_counts_each_model_once(plant):
         *five(set_seed=1),
     )
     got = cell(beside_paper(paper_table("I"), rows), "none")
-    assert (got["models"], got["n"], got["mark"]) == (10, 10_000, "")
+    assert (got["models"], got["n"], got["letter"]) == (10, 10_000, "")
     assert got["ours"] == pytest.approx(0.30) and got["best"] == pytest.approx(0.30)
 
 
@@ -225,7 +225,7 @@ def test_whole_meets_whole(plant):
         method="whole",
         ipc=None,
     )
-    assert (got["models"], got["mark"]) == (5, "")
+    assert (got["models"], got["letter"]) == (5, "")
 
 
 def test_one_run_per_cell_the_nearest_to_the_paper(plant):
@@ -236,7 +236,7 @@ def test_one_run_per_cell_the_nearest_to_the_paper(plant):
     )
     auto = beside_paper(paper_table("VII"), rows)
     assert [
-        cell(auto, steps=10, eps_255=e)[name] for e in (2, 8) for name in ("ours", "protocol", "mark")
+        cell(auto, steps=10, eps_255=e)[name] for e in (2, 8) for name in ("ours", "protocol", "letter")
     ] == pytest.approx([0.3, "full", "f", 0.04, "quick", "q"])
     quick = beside_paper(paper_table("VII"), rows, "quick")
     assert (
@@ -251,7 +251,7 @@ def test_one_run_per_cell_the_nearest_to_the_paper(plant):
 def test_of_two_runs_the_one_with_most_images_and_no_model_of_the_other(plant):
     rows = plant(*five(n=500, robust=0.5), *five(robust=0.2)[:2])
     got = cell(beside_paper(paper_table("I"), rows))
-    assert (got["ours"], got["models"], got["n"], got["mark"]) == (pytest.approx(0.2), 2, 10_000, "p")
+    assert (got["ours"], got["models"], got["n"], got["letter"]) == (pytest.approx(0.2), 2, 10_000, "p")
 
 
 def test_a_changed_run_comes_after_an_unchanged_one(plant):
@@ -286,14 +286,14 @@ CARD = dict(
 )
 def test_a_reduced_run_is_never_shown_as_the_papers(plant, rows, card):
     rows = plant(*rows, card=card)
-    assert cell(beside_paper(paper_table("I"), rows))["mark"] == "p"
+    assert cell(beside_paper(paper_table("I"), rows))["letter"] == "p"
     fig = plot_drop_rates(beside_paper(*drop_rates(paper_table("I"), rows)).query("attack == 'pgd'"), "PGD")
     assert fig.legends[0].get_texts()[-1].get_text() == "ours (paper, reduced)"
     plt.close(fig)
 
 
 def test_a_whole_run_has_no_mark(plant):
-    assert cell(beside_paper(paper_table("I"), plant(*five(), card=CARD)))["mark"] == ""
+    assert cell(beside_paper(paper_table("I"), plant(*five(), card=CARD)))["letter"] == ""
     beside = beside_paper(paper_table("I"), plant(*five(), card=CARD))
     assert (
         printed_layout(beside).loc[("DM", "1"), ("CIFAR-10", "PGD 2/255, 10 steps")] == "18.20 | 22.00 ± 1.58"

@@ -14,7 +14,7 @@ from torchvision.models import resnet18
 from ddrobust_nb.foundations.core import InputError, generator
 from ddrobust_nb.foundations.data import as_pixels, make_data, specs
 from ddrobust_nb.foundations.datasets import dataset
-from ddrobust_nb.training.distilled import load_set
+from ddrobust_nb.training.distilled import load_own_set
 from ddrobust_nb.results.cell_rows import baseline_cell, rows_of, run_stages, write_out
 from ddrobust_nb.results.stages import attack_cell
 from ddrobust_nb.results.plan import plan_cell, summary
@@ -334,7 +334,7 @@ def test_what_a_cell_leaves(ran, tmp_path):
         assert flags[r.key].double().mean().item() == pytest.approx(r.robust)
     assert torch.equal(flags["index"], finished[0].evaluations[0][0].index)
     assert (
-        torch.equal(load_set(out / "set-dm").images, finished[0].distilled.dset.images)
+        torch.equal(load_own_set(out / "set-dm").images, finished[0].distilled.dset.images)
         and len(list(out.glob("model-*.safetensors"))) == 6
     )
     assert not check_table(finished).empty and len(results_table(rows)) == 16

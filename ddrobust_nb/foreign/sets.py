@@ -9,7 +9,7 @@ __all__ = ['set_writer', 'spec_of', 'digest_of_set', 'stored_ipc', 'check_stored
 # %% ../../nbs/foreign/40_sets.ipynb #c002
 import hashlib
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -115,7 +115,7 @@ def set_from(
         "layout": found.layout,
         "space": pixels.space,
         "decided": pixels.why,
-        "fits": [asdict(fit) for fit in pixels.fits[:4]],
+        "distances": {fit.space: round(fit.distance, 3) for fit in pixels.fits},
         "factor": factor,
         "reordered": found.reordered,
         "notes": [*found.notes, *notes, *label_notes],

@@ -19,7 +19,8 @@ from ..attacks.checks import attack_checks, model_checks
 from ..attacks.robustness import Evaluation, ModelEvaluation, attacked_index
 from ..foundations.compiling import can_compile, worth_compiling
 from ..foundations.core import InputError, check_path
-from ..foreign.set_card import accuracy_checks, set_checks
+from ..attacks.labels import class_checks
+from ..foreign.set_card import set_checks
 from ..foundations.data import as_pixels, test_subset
 from ..foundations.networks import make_network, network_revision
 from ..foundations.predict import predict
@@ -391,7 +392,7 @@ def given_checks(
     classes = cell.data.spec.classes
     index = test_subset(cell.data, min(max(1000, 10 * classes), len(cell.data.test_labels)))
     answers = predict(model.model, cell.data.test_images[index], cell.device)
-    found = accuracy_checks(answers, cell.data.test_labels[index], classes)
+    found = class_checks(answers, cell.data.test_labels[index], cell.data.spec)
     return found + (set_checks(cell.source.dset) if cell.source.dset else [])
 
 # %% ../../nbs/results/55_stages.ipynb #c046

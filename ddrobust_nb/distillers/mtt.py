@@ -39,6 +39,7 @@ from .images import check_rates, start_images
 from ..foundations.compiling import compiled
 from ..foundations.networks import make_network
 from ..training.fit import Recipe, fit
+from ..foundations.outside import MapOf, parse_json
 
 # %% ../../nbs/distillers/40_mtt.ipynb #c007
 @dataclass(frozen=True)
@@ -283,7 +284,7 @@ def _read_card(card):
     "The dict in a tensor of bytes"
     if card is None:
         return {}
-    return json.loads(bytes(card.tolist()))
+    return parse_json(bytes(card.tolist()), MapOf(), "the card of an expert")
 
 # %% ../../nbs/distillers/40_mtt.ipynb #c103
 def _check_origin(path, net, data):

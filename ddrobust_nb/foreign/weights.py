@@ -10,7 +10,7 @@ __all__ = ['ENTRIES', 'AVERAGED', 'PREFIXES', 'ANY_MODULE', 'is_state', 'Entry',
 # %% ../../nbs/foreign/60_weights.ipynb #c002
 import re
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -21,6 +21,8 @@ from ..foundations.core import InputError
 def is_state(value) -> bool:
     "Whether this is a state dict: text to tensors, most of them"
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        return False
+    if any(is_state(inner) for inner in value.values()):
         return False
     tensors = sum(isinstance(v, torch.Tensor) for v in value.values())
     return tensors > 0 and 2 * tensors >= len(value)
@@ -72,7 +74,7 @@ def find_entry(
     around = {name: value for name, value in content.items() if not isinstance(value, dict)}
     return Entry(tensors=inside[place], place=place, left_out=(*others, *nested), around=around)
 
-
+# %% ../../nbs/foreign/60_weights.ipynb #c014b
 def _states_inside(content, place="", depth=3):
     "Place -> state dict, for all in a dictionary of dictionaries"
     found = {}
@@ -129,6 +131,8 @@ def _no_weights(content):
     )
 
 # %% ../../nbs/foreign/60_weights.ipynb #c019
+_LEAVES = r"(?P<leaf>weight|bias|running_mean|running_var|num_batches_tracked)"
+_LAST = re.compile(rf"(?:classifier|fc|linear|head|output|out|last)(?:\.0)?\.{_LEAVES}")
 PREFIXES = ("module", "_orig_mod", "model", "net", "network", "backbone", "encoder", "body")
 
 
@@ -138,28 +142,31 @@ def strip_prefixes(
     "Names as the network itself has them"
     taken = []
     left_out = []
-    while True:
-        prefix, others = _prefix(state)
-        if not prefix:
-            return state, ".".join(taken), tuple(left_out)
+    while prefix := _prefix(state):
         taken.append(prefix)
-        left_out += others
-        state = {
-            name.removeprefix(f"{prefix}."): tensor
-            for name, tensor in state.items()
-            if name.startswith(f"{prefix}.")
-        }
+        inside = {name.removeprefix(f"{prefix}."): name for name in state if name.startswith(f"{prefix}.")}
+        has_last = any(_LAST.fullmatch(name) for name in inside)
+        for name in state:
+            if name in inside.values():
+                continue
+            if _LAST.fullmatch(name) and not has_last:
+                inside[name] = name  # a head beside the backbone
+            else:
+                left_out.append(name)
+        state = {name: state[old] for name, old in inside.items()}
+    return state, ".".join(taken), tuple(left_out)
 
 
 def _prefix(state):
-    "The first part of the names that can be taken off, empty for none, and the names that do not have it"
+    "The first part of the names that can be taken off; empty for none"
     first = Counter(name.split(".")[0] for name in state)
     if len(first) == 1 and all(name.count(".") > 1 for name in state) and not _is_layer(*first):
-        return [*first][0], []
-    known = [name for name in PREFIXES if 2 * first[name] > len(state)]
-    if not known:
-        return "", []
-    return known[0], [name for name in state if not name.startswith(f"{known[0]}.")]
+        return [*first][0]
+    for name in PREFIXES:
+        others = [other for other in first if other != name and not AVERAGED.search(other)]
+        if name in first and 4 * sum(first[other] for other in others) < first[name]:
+            return name
+    return ""
 
 
 def _is_layer(name):
@@ -185,7 +192,8 @@ def split_constants(
                 return rest, _in_pixels(state[name], state[other])
         pair = [(around or {}).get(mean_name), (around or {}).get(std_name)]
         if None not in pair and not any(isinstance(value, str) for value in pair):
-            mean, std = (torch.as_tensor(value, dtype=torch.float32) for value in pair)
+            mean = torch.as_tensor(pair[0], dtype=torch.float32)
+            std = torch.as_tensor(pair[1], dtype=torch.float32)
             if _are_constants(mean, std):
                 return state, _in_pixels(mean, std)
     return state, None
@@ -198,9 +206,8 @@ def _are_constants(mean, std):
 
 def _in_pixels(mean, std):
     "Constants of pixels 0..255 as those of pixels in [0,1]"
-    mean, std = mean.double().flatten(), std.double().flatten()
     scale = 255 if mean.max() > 1 else 1
-    return tuple((mean / scale).tolist()), tuple((std / scale).tolist())
+    return tuple(tuple((values.double().flatten() / scale).tolist()) for values in (mean, std))
 
 # %% ../../nbs/foreign/60_weights.ipynb #c025
 def as_float32(
@@ -241,7 +248,7 @@ class Weights:
     notes: tuple  # What was taken, left out and changed, in sentences
     constants: tuple = None  # Mean and std of the normalisation that the file holds
 
-
+# %% ../../nbs/foreign/60_weights.ipynb #c028b
 def read_weights_file(
     file,  # .pt, .pth or .safetensors; FILE#NAME takes the entry NAME
 ) -> Weights:
@@ -269,11 +276,11 @@ def read_weights_file(
         notes.append("missing counters of batch norm filled in")
     return Weights(tensors=tensors, notes=tuple(filter(None, notes)), constants=constants)
 
-
+# %% ../../nbs/foreign/60_weights.ipynb #c028c
 def split_entry(file):
     "A path, and the name of an entry behind #"
-    path, mark, wanted = str(file).rpartition("#")
-    return (path, wanted) if mark and path else (str(file), "")
+    path, separator, wanted = str(file).rpartition("#")
+    return (path, wanted) if separator and path else (str(file), "")
 
 
 def _some(names):
@@ -282,12 +289,10 @@ def _some(names):
     return ", ".join(names[:5]) + more
 
 # %% ../../nbs/foreign/60_weights.ipynb #c032
-_LEAVES = r"(?P<leaf>weight|bias|running_mean|running_var|num_batches_tracked)"
 _LISTED = re.compile(rf"(?:features\.|layers\.)?(?P<number>\d+)\.{_LEAVES}")  # Position in a list
 _NAMED = re.compile(
     rf"(?:features\.|layers\.|encoder\.)?(?P<kind>conv|norm|bn|gn|ln|norm_layer|batchnorm)[._]?(?P<number>\d+)\.{_LEAVES}"
 )
-_LAST = re.compile(rf"(?:classifier|fc|linear|head|output|out|last)(?:\.0)?\.{_LEAVES}")
 
 
 @dataclass
@@ -297,12 +302,13 @@ class Block:
     conv: dict  # Leaf -> tensor
     norm: dict  # Leaf -> tensor; empty without a norm
 
-
+# %% ../../nbs/foreign/60_weights.ipynb #c032b
 def convnet_layers(
     tensors: dict,  # Name -> tensor
 ) -> tuple:  # Blocks in order, the last layer, the dialect; None where this is no chain of convolutions
     "The layers of a network that is a chain of convolutions and one linear layer"
-    modules, last = {}, {}
+    modules = {}
+    last = {}
     for name, tensor in tensors.items():
         if (match := _LAST.fullmatch(name)) is not None:
             last[match["leaf"]] = tensor

@@ -43,21 +43,47 @@ def _object(pairs):
     return found
 
 
+class _NoNumber(ValueError):
+    "A number that is not read"
+
+
 def _whole(text):
     if len(text) > MOST_DIGITS:
-        raise ValueError(f"a number has {len(text)} digits, at most {MOST_DIGITS} are read")
+        raise _NoNumber(f"a number has {len(text)} digits, at most {MOST_DIGITS} are read")
     return int(text)
 
 
 def _fraction(text):
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"the number {shown(text)} is too large")
+        raise _NoNumber(f"the number {shown(text)} is too large")
     return number
 
 
 def _no_number(text):
-    raise ValueError(f"{text} is no number that JSON knows")
+    raise _NoNumber(f"{text} is no number that JSON knows")
+
+# %% ../../nbs/foundations/15_outside.ipynb #c011b
+def _field_of_bad_number(text, hooks):
+    "The name of the first field whose number is not read, for a message; empty where there is none"
+
+    def careful(hook):
+        def read(number):
+            try:
+                return hook(number)
+            except _NoNumber as error:
+                return error
+
+        return read
+
+    names = []
+
+    def look(pairs):
+        names.extend(f"{name}: " for name, value in pairs if isinstance(value, _NoNumber))
+        return None
+
+    json.loads(text, object_pairs_hook=look, **{name: careful(hook) for name, hook in hooks.items()})
+    return next(iter(names), "")
 
 # %% ../../nbs/foundations/15_outside.ipynb #c012
 def _parsed(content):
@@ -66,13 +92,12 @@ def _parsed(content):
         raise ValueError(f"it has {len(content)} bytes, at most {MOST_JSON_BYTES} are read")
     if content.count(b"[") + content.count(b"{") > MOST_DEPTH and depth_of(content) > MOST_DEPTH:
         raise ValueError(f"it is nested more than {MOST_DEPTH} deep")
-    found = json.loads(
-        content.decode("utf-8-sig"),
-        object_pairs_hook=_object,
-        parse_int=_whole,
-        parse_float=_fraction,
-        parse_constant=_no_number,
-    )
+    text = content.decode("utf-8-sig")
+    hooks = dict(parse_int=_whole, parse_float=_fraction, parse_constant=_no_number)
+    try:
+        found = json.loads(text, object_pairs_hook=_object, **hooks)
+    except _NoNumber as error:
+        raise ValueError(f"{_field_of_bad_number(text, hooks)}{error}") from None
     if b"\\u" in content:
         json.dumps(found, ensure_ascii=False).encode()  # fails on one half of a character
     return found

@@ -8,7 +8,6 @@ __all__ = ['COMMANDS', 'build_parser', 'command', 'main']
 # %% ../../nbs/grid/60_command.ipynb #c002
 import argparse
 import ast
-import json
 import shlex
 import sys
 from dataclasses import fields
@@ -27,6 +26,7 @@ from .tables import export_rows, paper_layout, rows_of_plan, write_table
 from .cleanup import find_garbage, remove_garbage
 from .leaderboard import check_submission
 from .slurm import array_script, run_listed
+from ..foundations.outside import MapOf, parse_json, read_json
 
 # %% ../../nbs/grid/60_command.ipynb #c010b
 SETTINGS = dict(
@@ -122,7 +122,7 @@ def _value(text):
     "A value of --set: a Python literal, else the text itself"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         return text
 
 
@@ -132,9 +132,9 @@ def _read_grid(text):
         return text
     try:
         if text.endswith(".json"):
-            return json.loads(Path(text).read_text(encoding="utf-8"))
-        return json.loads(text) if text.lstrip().startswith("[") else text
-    except (OSError, ValueError) as error:
+            return read_json(text, what="grid")
+        return parse_json(text, what="grid") if text.lstrip().startswith("[") else text
+    except InputError as error:
         raise InputError(f"grid is not a list of blocks in JSON ({error})") from None
 
 
@@ -148,8 +148,8 @@ def _plan(arguments, download=False):
             raise InputError(f"--set takes NAME=VALUE, got {setting!r}")
         change[name] = _value(text)
     try:
-        exclude = [json.loads(text) for text in arguments.exclude]
-    except ValueError as error:
+        exclude = [parse_json(text, MapOf(), "--exclude") for text in arguments.exclude]
+    except InputError as error:
         raise InputError(f'--exclude takes JSON such as {{"method": "dc"}} ({error})') from None
     return plan_grid(
         grid,

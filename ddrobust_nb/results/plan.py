@@ -11,7 +11,6 @@ __all__ = ['PARAMETERS', 'TEXT', 'NEUTRAL', 'check_types', 'injected_names', 'gi
 import ast
 import functools
 import inspect
-import json
 import re
 import time
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from ddrobust_nb.foundations.core import (
     check_int,
     check_path,
     pick_device,
+    shown,
     unknown_name,
 )
 from ..foundations.data import Data
@@ -32,8 +32,17 @@ from ..foundations.datasets import load_data
 from ..foundations.networks import make_network, network_revision
 from .keys import attack_config_fields, option_fields, recipe_fields
 from .methods import code_of, load_methods
-from .sources import DistilledHere, GivenModel, GivenSet, Published, Source, WholeTraining
-from .sources import given_source, published, read_weights
+from ddrobust_nb.results.sources import (
+    DistilledHere,
+    GivenModel,
+    GivenSet,
+    Published,
+    Source,
+    WholeTraining,
+    given_source,
+    published,
+    read_weights,
+)
 from .store import Store, check_format, check_writable, find_store, stage_key
 from ..training.distiller import WHOLE, distiller, own_options
 from ..training.fit import Recipe
@@ -47,6 +56,7 @@ from ddrobust_nb.training.protocols import (
     recipe_changes,
     recipe_for,
 )
+from ..foundations.outside import MapOf, MissingFile, read_json
 
 # %% ../../nbs/results/50_plan.ipynb #c005
 PARAMETERS = dict(
@@ -80,11 +90,11 @@ def check_types(given: dict):
         if name not in PARAMETERS:
             raise unknown_name("parameter", name, PARAMETERS)
         if name in TEXT and not isinstance(value, str):
-            raise InputError(f"{name} must be text, got {value!r}" + _hint(name, value))
+            raise InputError(f"{name} must be text, got {shown(value)}" + _hint(name, value))
     options = given.get("options", {})
     if not isinstance(options, dict):
         raise InputError(
-            f"options must be a mapping of option names to values, got {options!r}: "
+            f"options must be a mapping of option names to values, got {shown(options)}: "
             "write -y 'options: {iterations: 500}'"
         )
     check_own_recipe(given.get("recipe", {}))
@@ -97,7 +107,7 @@ def check_types(given: dict):
 
 def _hint(name, value):
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return f"; papermill turned it into a number, use -r {name} {value}" if is_number else ""
+    return f"; papermill turned it into a number, use -r {name} {shown(value)}" if is_number else ""
 
 # %% ../../nbs/results/50_plan.ipynb #c011
 def injected_names(
@@ -443,16 +453,16 @@ def out_folder(
     "The folder for the results of a cell"
     folder = check_path("out", out).absolute() if out else _folder_in_store(cell, key)
     try:
-        other = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        other = read_json(folder / "cell.json", MapOf())
+    except MissingFile:
         return folder
-    except (ValueError, OSError, RecursionError):
-        other = None
-    if not isinstance(other, dict):
-        raise InputError(f"out={folder} holds a damaged cell.json: remove that folder or choose another out")
+    except InputError:
+        raise InputError(
+            f"out={folder} holds a damaged cell.json: remove that folder or choose another out"
+        ) from None
     if other.get("key") != key:
         raise InputError(
-            f"out={folder} holds another cell ({other.get('name')}): choose another out, or remove that folder"
+            f"out={folder} holds another cell ({shown(other.get('name'))}): choose another out, or remove that folder"
         )
     return folder
 

@@ -15,20 +15,18 @@ from torch.nn import functional as F
 
 from ddrobust_nb.attacks.autoattack import autoattack_flags
 from ddrobust_nb.attacks.checks import (
-    EXPLAINED,
-    CheckCode,
     Check,
+    CheckCode,
+    EXPLAINED,
     attack_checks,
     comparisons,
     exceeds,
     gradients_taken,
     model_checks,
     not_weaker,
-    odd_pairs,
     range_check,
-    read_table,
-    table_checks,
 )
+from ddrobust_nb.attacks.printed import odd_pairs, read_table, table_checks
 from ddrobust_nb.attacks.attack import AttackConfig, parse_attacks
 from ddrobust_nb.attacks.autoattack import PARTS
 from ddrobust_nb.attacks.running import attack_images

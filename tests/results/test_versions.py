@@ -326,7 +326,9 @@ def test_what_a_stage_depends_on():
         assert not {
             n
             for n in names
-            if n.startswith(("results.report", "frequency", "results.store", "results.paper", "doctables"))
+            if n.startswith(
+                ("results.report", "frequency", "results.store", "results.paper", "results.doctables")
+            )
         }
     assert not any(n.startswith("attacks.") for n in found["distil"] | found["train"]) and not any(
         n.startswith("distillers.") for n in found["train"] | found["attack"]

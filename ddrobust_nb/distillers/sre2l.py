@@ -19,6 +19,7 @@ from ddrobust_nb.foundations.core import (
     shown,
 )
 import copy
+import functools
 import io
 import itertools
 import math
@@ -49,6 +50,7 @@ def batch_norms(
     return [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
 
 # %% ../../nbs/distillers/60_sre2l.ipynb #c101
+@functools.cache  # A grid asks for it hundreds of times
 def teacher_name(
     network: str,  # Network name; "auto": ResNet18
     spec,

@@ -33,6 +33,7 @@ from ..foundations.networks import make_network, network_revision
 from .keys import attack_config_fields, option_fields, recipe_fields
 from .methods import code_of, load_methods
 from ddrobust_nb.results.sources import (
+    READING,
     DistilledHere,
     GivenModel,
     GivenSet,
@@ -77,6 +78,9 @@ PARAMETERS = dict(
     seed=0,
     device="auto",
     distilled="",
+    space="",
+    labels="",
+    factor=None,
     checkpoint="",
     methods="",
     store="",
@@ -107,6 +111,8 @@ def check_types(given: dict):
     check_int("seed", given.get("seed", 0), 0, MOST_SEED, "the seeds of students are 100 x seed + i")
     if given.get("n_test") is not None:
         check_int("n_test", given["n_test"], 1)
+    if given.get("factor") is not None:
+        check_int("factor", given["factor"], 1, 8, "small images in a row of a stored image")
     if given.get("n_models") is not None:
         check_int("n_models", given["n_models"], 1, 100, "the seeds of students are 100 x seed + i")
 
@@ -147,7 +153,7 @@ def given_parameters(
 
 # %% ../../nbs/results/50_plan.ipynb #c016
 _AUTOMATIC = ("network", "distill_network", "attacks", "select", "device", "n_test", "n_models")
-_EMPTY = ("data_root", "distilled", "checkpoint", "methods", "store", "out")
+_EMPTY = ("data_root", "distilled", "space", "labels", "checkpoint", "methods", "store", "out")
 NEUTRAL = dict.fromkeys(_AUTOMATIC, ("", "auto")) | dict.fromkeys(_EMPTY, ("",))
 
 
@@ -522,6 +528,11 @@ def _check_words(asked):
     elif asked["options"]:
         what = "set" if asked["distilled"] else "model"
         raise InputError(f"options are for distilling, and a ready {what} was given: leave options out")
+    for name in READING:
+        if asked[name] not in (None, "") and not asked["distilled"]:
+            raise InputError(
+                f"{name} says how a ready set is read, and none was given: set distilled, or leave {name} out"
+            )
     if asked["checkpoint"]:
         _refuse_recipe(asked, "a ready model was given")
     if asked["checkpoint"] and (asked["n_models"] or 1) > 1:

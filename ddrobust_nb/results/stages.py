@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRAINING', 'EVALUATION', 'make_part', 'prerequisite_parts', 'Distilled', 'read_teacher', 'run_distiller',
            'distil_cell', 'Trained', 'write_model', 'read_model', 'fetch_published', 'train_one', 'load_checkpoint',
-           'train_cell', 'attack_key', 'attack_one', 'attack_cell', 'check_one']
+           'train_cell', 'attack_key', 'attack_one', 'attack_cell', 'given_checks', 'check_one']
 
 # %% ../../nbs/results/55_stages.ipynb #c002
 from dataclasses import dataclass
@@ -19,7 +19,9 @@ from ..attacks.checks import attack_checks, model_checks
 from ..attacks.robustness import Evaluation, ModelEvaluation, attacked_index
 from ..foundations.compiling import can_compile, worth_compiling
 from ..foundations.core import InputError, check_path
-from ..foundations.data import as_pixels
+from ..attacks.labels import class_checks
+from ..foreign.set_card import set_checks
+from ..foundations.data import as_pixels, test_subset
 from ..foundations.networks import make_network, network_revision
 from ..foundations.predict import predict
 from .keys import VERSIONS, attack_config_fields, attack_fields
@@ -379,6 +381,20 @@ def attack_cell(
     "The evaluations of every model"
     return [attack_one(cell, model) for model in models]
 
+# %% ../../nbs/results/55_stages.ipynb #c045c
+def given_checks(
+    cell: Cell,
+    model: Trained,
+) -> list:  # Empty where everything was made here
+    "The checks of what was given, and of what the model makes of it"
+    if not cell.source.given:
+        return []
+    classes = cell.data.spec.classes
+    index = test_subset(cell.data, min(max(1000, 10 * classes), len(cell.data.test_labels)))
+    answers = predict(model.model, cell.data.test_images[index], cell.device)
+    found = class_checks(answers, cell.data.test_labels[index], cell.data.spec)
+    return found + (set_checks(cell.source.dset) if cell.source.dset else [])
+
 # %% ../../nbs/results/55_stages.ipynb #c046
 def check_one(
     cell: Cell,
@@ -399,4 +415,4 @@ def check_one(
         device=cell.device,
         clean=model.right[first],
     )
-    return found + attack_checks(evaluations, clean=model.right[index])
+    return found + attack_checks(evaluations, clean=model.right[index]) + given_checks(cell, model)

@@ -33,7 +33,7 @@ class DistilledSet:
     config: dict = field(default_factory=dict)  # Every option the distiller ran with
     lr: float = None  # Learned step size, if the method learns one
     teacher: dict = None  # Key of a teacher network, and how it labels while a student trains
-    origin: dict = None  # How a file of others was read: layout, space, notes; None for our own
+    reading: dict = None  # How a file of others was read: layout, space, notes; None for our own
 
     def training(self):
         "Images and labels, as `fit` asks for them"
@@ -218,8 +218,8 @@ def save_set(
     save_file(tensors, folder / "set.safetensors")
     card = {"format": 1, "space": "pixels", **asdict(replace(dset, images=None, labels=None))}
     del card["images"], card["labels"]
-    if not dset.origin:
-        del card["origin"]
+    if not dset.reading:
+        del card["reading"]
     (folder / "set.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
     return folder
 
@@ -245,6 +245,7 @@ SET_CARD = Record(
         config=MapOf(),
         lr=OrNull(Finite(0, above=True)),
         teacher=OrNull(Record(needed=dict(key=Text(most=200)))),
+        reading=OrNull(MapOf()),
     ),
 )
 

@@ -46,7 +46,7 @@ from ddrobust_nb.results.sources import (
 )
 from .store import Store, check_format, check_writable, find_store, stage_key
 from ..training.distiller import WHOLE, distiller, own_options
-from ..training.fit import Recipe
+from ..training.fit import SELECTIONS, Recipe
 from ddrobust_nb.training.protocols import (
     PROTOCOLS,
     Protocol,
@@ -522,7 +522,7 @@ def plan_cell(
 def _check_words(asked):
     "Refuse names that are not known, and parameters that contradict each other"
     check_choice("protocol", asked["protocol"], PROTOCOLS)
-    check_choice("select", asked["select"], ("auto", "last", "best_test"))
+    check_choice("select", asked["select"], ("auto", *SELECTIONS))
     if not (asked["distilled"] or asked["checkpoint"]):
         check_choice("method", asked["method"], distiller)
     elif asked["options"]:

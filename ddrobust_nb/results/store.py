@@ -46,6 +46,10 @@ def replacing(
 ):
     "A temporary path beside `path`: it replaces `path` if the block ends without an error, else it is removed"
     path = Path(path)
+    if path.is_dir():
+        raise InputError(
+            f"{path} is a folder, where a file is to be written: remove it, or choose another place"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)

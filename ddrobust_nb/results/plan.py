@@ -10,6 +10,7 @@ __all__ = ['PARAMETERS', 'TEXT', 'MOST_SEED', 'MOST_PARAMETER_LETTERS', 'NEUTRAL
 # %% ../../nbs/results/50_plan.ipynb #c002
 import ast
 import functools
+import html
 import inspect
 import re
 import time
@@ -557,7 +558,7 @@ def summary(cell: Cell) -> str:
     cut = " (cut down for a CPU: its numbers are not the paper's experiment)" if is_quick else ""
     attacks = ", ".join(map(str, cell.configs)) or "none"
     lines = [
-        f"**{cell.name}**, protocol {cell.protocol.name}{cut}",
+        f"**{html.escape(cell.name, quote=False)}**, protocol {cell.protocol.name}{cut}",
         "",
         cell.source.set_line(cell),
         cell.source.model_line(cell),

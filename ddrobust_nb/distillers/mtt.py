@@ -503,8 +503,9 @@ def check_matching(
     "Raise `InputError` for options that cannot work"
     options = Matching(**given)
     check_int("iterations", options.iterations, 0)
-    for name in ("syn_steps", "expert_span", "max_start", "n_experts", "expert_batch"):
+    for name in ("syn_steps", "expert_span", "max_start", "expert_batch"):
         check_int(name, getattr(options, name), 1)
+    check_int("n_experts", options.n_experts, 1, 10_000)
     if options.batch_syn is not None:
         check_int("batch_syn", options.batch_syn, 1, ipc * data.spec.classes, "the images of the set")
     if options.expert_images is not None:

@@ -12,6 +12,7 @@ __all__ = ['FORMAT', 'FILE_NAME', 'ARTEFACT_CARD', 'LOCKS', 'stage_key', 'replac
 from ..foundations.core import InputError, check_path, progress
 import functools
 import hashlib
+import html
 import io
 import json
 import os
@@ -46,6 +47,10 @@ def replacing(
 ):
     "A temporary path beside `path`: it replaces `path` if the block ends without an error, else it is removed"
     path = Path(path)
+    if path.is_dir():
+        raise InputError(
+            f"{path} is a folder, where a file is to be written: remove it, or choose another place"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -102,7 +107,7 @@ class Store:
 
     def _repr_html_(self):
         counts = ", ".join(f"{number} {stage}" for stage, number in self.count().items())
-        return f"Store at <code>{self.root}</code>: {counts or 'empty'}"
+        return f"Store at <code>{html.escape(str(self.root))}</code>: {counts or 'empty'}"
 
 
 def _visible_folders(folder):

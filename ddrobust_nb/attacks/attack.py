@@ -16,6 +16,7 @@ from ddrobust_nb.foundations.core import (
     MethodRegistry,
     check_choice,
     check_int,
+    shown,
     unknown_name,
 )
 import importlib.util
@@ -45,11 +46,11 @@ def write_size(
         size = Fraction(text)
     except (ValueError, ZeroDivisionError, OverflowError):
         raise InputError(
-            f"{name} must be a fraction like '2/255' or a number from 0 to 1, got {value!r}"
+            f"{name} must be a fraction like '2/255' or a number from 0 to 1, got {shown(value)}"
         ) from None
     if not 0 <= size <= 1:
         raise InputError(
-            f"{name} must be between 0 and 1, as pixels are (write k grey levels as 'k/255'), got {value!r}"
+            f"{name} must be between 0 and 1, as pixels are (write k grey levels as 'k/255'), got {shown(value)}"
         )
     return text
 
@@ -66,7 +67,15 @@ def _size_text(value):
         text = f"{round(greys)}/255" if is_whole else repr(float(value))
     if not SIZE.fullmatch(text):
         raise ValueError
-    return text
+    return _without_decimals(text) if "." in text and "/" in text else text
+
+
+def _without_decimals(text):
+    "0.5/255, which the field writes, as a fraction of whole numbers"
+    decimal, divisor = text.split("/")
+    size = Fraction(decimal) / int(divisor)
+    greys = size * 255
+    return f"{greys}/255" if greys.denominator == 1 else str(size)
 
 # %% ../../nbs/attacks/10_attack.ipynb #c011
 AUTOATTACK = "autoattack"  # In text you write the name of a preset instead
@@ -272,7 +281,7 @@ def _completed(config):
     _refuse_preset(config)
     if entry.one_step:
         return dict(eps=eps, steps=_single_step(config))
-    steps = check_int("steps", 10 if config.steps is None else config.steps, 1)
+    steps = check_int("steps", 10 if config.steps is None else config.steps, 1, 10**15)
     alpha = default_alpha(eps) if config.alpha is None else write_size("alpha", config.alpha)
     return dict(eps=eps, steps=steps, alpha=alpha)
 

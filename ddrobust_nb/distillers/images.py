@@ -8,7 +8,7 @@ __all__ = ['class_batch', 'real_batch', 'start_images', 'resume', 'check_loss', 
 # %% ../../nbs/distillers/08_images.ipynb #c002
 import torch
 from .baselines import random
-from ..foundations.core import InputError, check_choice, check_int, generator
+from ..foundations.core import InputError, check_choice, check_int, generator, shown
 from ..foundations.data import Data, as_pixels
 
 # %% ../../nbs/distillers/08_images.ipynb #c035
@@ -77,7 +77,7 @@ def check_loss(
 
 # %% ../../nbs/distillers/08_images.ipynb #c056d
 def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def check_rates(
@@ -88,9 +88,9 @@ def check_rates(
     "`InputError` unless these are valid options of SGD"
     for name, rate in rates.items():
         if not (_is_number(rate) and 0 < rate < float("inf")):
-            raise InputError(f"{name} must be a number above 0, got {rate!r}")
+            raise InputError(f"{name} must be a number above 0, got {shown(rate)}")
     if not (_is_number(momentum) and 0 <= momentum < 1):
-        raise InputError(f"momentum must be a number from 0 to below 1, got {momentum!r}")
+        raise InputError(f"momentum must be a number from 0 to below 1, got {shown(momentum)}")
 
 # %% ../../nbs/distillers/08_images.ipynb #c056f
 def check_image_options(

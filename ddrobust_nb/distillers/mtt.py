@@ -39,6 +39,7 @@ from .images import check_rates, start_images
 from ..foundations.compiling import compiled
 from ..foundations.networks import make_network
 from ..training.fit import Recipe, fit
+from ..foundations.outside import MapOf, parse_json
 
 # %% ../../nbs/distillers/40_mtt.ipynb #c007
 @dataclass(frozen=True)
@@ -283,7 +284,7 @@ def _read_card(card):
     "The dict in a tensor of bytes"
     if card is None:
         return {}
-    return json.loads(bytes(card.tolist()))
+    return parse_json(bytes(card.tolist()), MapOf(), "the card of an expert")
 
 # %% ../../nbs/distillers/40_mtt.ipynb #c103
 def _check_origin(path, net, data):
@@ -502,8 +503,9 @@ def check_matching(
     "Raise `InputError` for options that cannot work"
     options = Matching(**given)
     check_int("iterations", options.iterations, 0)
-    for name in ("syn_steps", "expert_span", "max_start", "n_experts", "expert_batch"):
+    for name in ("syn_steps", "expert_span", "max_start", "expert_batch"):
         check_int(name, getattr(options, name), 1)
+    check_int("n_experts", options.n_experts, 1, 10_000)
     if options.batch_syn is not None:
         check_int("batch_syn", options.batch_syn, 1, ipc * data.spec.classes, "the images of the set")
     if options.expert_images is not None:

@@ -16,8 +16,10 @@ from ddrobust_nb.foundations.core import (
     generator,
     pick_device,
     progress,
+    shown,
 )
 import copy
+import functools
 import io
 import itertools
 import math
@@ -48,6 +50,7 @@ def batch_norms(
     return [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
 
 # %% ../../nbs/distillers/60_sre2l.ipynb #c101
+@functools.cache  # A grid asks for it hundreds of times
 def teacher_name(
     network: str,  # Network name; "auto": ResNet18
     spec,
@@ -428,24 +431,24 @@ _SHARES = ("relabel_crop", "crop_min")  # Above 0, to 1
 
 
 def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _check_numbers(options):
     for name in _ABOVE_ZERO:
         value = options[name]
         if not (_is_number(value) and 0 < value < math.inf):
-            raise InputError(f"{name} must be a number above 0, got {value!r}")
+            raise InputError(f"{name} must be a number above 0, got {shown(value)}")
     for name in _FROM_ZERO:
         value = options[name]
         if not (_is_number(value) and 0 <= value < math.inf):
-            raise InputError(f"{name} must be a number from 0 on, got {value!r}")
+            raise InputError(f"{name} must be a number from 0 on, got {shown(value)}")
     for name in _SHARES:
         value = options[name]
         if name == "crop_min" and value is None:
             continue
         if not (_is_number(value) and 0 < value <= 1):
-            raise InputError(f"{name} must be a number above 0 and at most 1, got {value!r}")
+            raise InputError(f"{name} must be a number above 0 and at most 1, got {shown(value)}")
 
 # %% ../../nbs/distillers/60_sre2l.ipynb #c107
 def _check_sre2l(data, ipc, network, **options):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LAYOUTS', 'IMAGE_NAMES', 'LABEL_NAMES', 'LR_NAMES', 'CONTAINER_SUFFIXES', 'LABEL_KINDS', 'SEAM', 'FoundSet',
            'split_number', 'choose_set', 'layout', 'read_dc_results', 'read_dd_steps', 'read_pair', 'read_named',
-           'read_bare', 'find_set', 'describe_values', 'companion', 'parts_of', 'read_set_file', 'class_order',
+           'read_bare', 'find_set', 'describe_values', 'companion', 'file_parts', 'read_set_file', 'class_order',
            'read_class_folders', 'read_found', 'order_axes', 'order_labels', 'split_images', 'seam', 'check_factor']
 
 # %% ../../nbs/foreign/20_layouts.ipynb #c002
@@ -34,7 +34,7 @@ class FoundSet:
     layout: str = ""  # In words
     notes: tuple = ()  # Sentences
     pixels: bool = False  # Whether this layout can hold nothing but pixels
-    factor: int = None  # Images in a row of one stored image, if the layout says it
+    reordered: bool = False  # Whether class folders sort otherwise as text than as numbers
 
     def noting(self, *notes):
         "The same with more notes"
@@ -230,7 +230,7 @@ def companion(
     return None
 
 # %% ../../nbs/foreign/20_layouts.ipynb #c040
-def parts_of(
+def file_parts(
     file: Path,  # Perhaps the first part of images
 ) -> list:  # Files in order; only the file itself where it is not split
     "All parts of a file"
@@ -251,7 +251,7 @@ def read_set_file(
     number: int = None,  # Of several sets
 ) -> FoundSet:
     "A set from a file and its neighbours"
-    parts = [_read_one(part, number) for part in parts_of(file)]
+    parts = [_read_one(part, number) for part in file_parts(file)]
     found = parts[0]
     if len(parts) == 1:
         return found
@@ -338,7 +338,8 @@ def read_class_folders(
         layout="image folders by class, as SRe2L, RDED and D4M write them",
         pixels=True,
     )
-    found = found.noting(note) if note else found
+    if note:
+        found = replace(found.noting(note), reordered=True)
     return _with_soft_labels(found, folder)
 
 # %% ../../nbs/foreign/20_layouts.ipynb #c050
@@ -416,7 +417,7 @@ def _file_of_images(folder, files):
         if len(best) == 1:
             return best[0]
     with_images = [file for file in files if re.search(r"images?(?![a-z])", file.stem, flags=re.I)] or files
-    firsts = {parts_of(file)[0] for file in with_images}
+    firsts = {file_parts(file)[0] for file in with_images}
     if len(firsts) == 1:
         return firsts.pop()
     listed = ", ".join(file.name for file in sorted(firsts)[:6]) or "no file of tensors and no class folders"

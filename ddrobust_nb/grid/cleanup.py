@@ -6,7 +6,6 @@
 __all__ = ['referenced_artefacts', 'find_garbage', 'remove_garbage']
 
 # %% ../../nbs/grid/46_cleanup.ipynb #c002
-import json
 import shutil
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ import pandas as pd
 from ..foundations.core import InputError
 from ..results.store import LOCKS, Store, check_format, find_store
 from .status import is_locked
+from ..foundations.outside import ListOf, MapOf, Record, Text, read_json
 
 # %% ../../nbs/grid/46_cleanup.ipynb #c028
 def referenced_artefacts(store: Store) -> set:  # Of "stage/key"
@@ -23,12 +23,13 @@ def referenced_artefacts(store: Store) -> set:  # Of "stage/key"
     named = set()
     for card in sorted(cells.glob("*/cell.json")):
         try:
-            named |= set(json.loads(card.read_text(encoding="utf-8"))["artefacts"])
-        except (OSError, ValueError, KeyError, TypeError):
+            cell = read_json(card, Record(needed=dict(artefacts=ListOf(Text(most=1000)))))
+        except InputError:
             raise InputError(
                 f"{card} does not say which artefacts its cell is made from: run that cell again "
                 "(finished stages take seconds), or remove its folder; nothing was removed"
             ) from None
+        named |= set(cell["artefacts"])
     return named
 
 # %% ../../nbs/grid/46_cleanup.ipynb #c028d
@@ -51,10 +52,10 @@ def _kind_of(path, stage, referenced):
 def _is_artefact(path, stage):
     "Whether a folder holds the card of an artefact of this stage and name"
     try:
-        card = json.loads((path / "card.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        card = read_json(path / "card.json", MapOf())
+    except InputError:
         return False
-    return isinstance(card, dict) and (card.get("stage"), card.get("key")) == (stage, path.name)
+    return (card.get("stage"), card.get("key")) == (stage, path.name)
 
 
 def _size(path):

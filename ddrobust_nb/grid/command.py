@@ -8,7 +8,6 @@ __all__ = ['COMMANDS', 'build_parser', 'command', 'main']
 # %% ../../nbs/grid/60_command.ipynb #c002
 import argparse
 import ast
-import json
 import shlex
 import sys
 from dataclasses import fields
@@ -27,6 +26,8 @@ from .tables import export_rows, paper_layout, rows_of_plan, write_table
 from .cleanup import find_garbage, remove_garbage
 from .leaderboard import check_submission
 from .slurm import array_script, run_listed
+from ..foundations.outside import MapOf, parse_json, read_json
+from ..results.pairs import compare_rows, pairs_notes, pairs_table, rows_at
 
 # %% ../../nbs/grid/60_command.ipynb #c010b
 SETTINGS = dict(
@@ -35,6 +36,9 @@ SETTINGS = dict(
     device="auto, cpu, cuda",
     methods="a Python file with distillers or attacks of your own",
 )
+
+
+SET_HELP = "a parameter for every cell: protocol=quick, n_models=1"
 
 
 def _option(name):
@@ -56,7 +60,7 @@ def _add_grid_command(commands, name, help):
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a parameter for every cell: protocol=quick, n_models=1",
+        help=SET_HELP,
     )
     parser.add_argument(
         "--exclude",
@@ -112,6 +116,12 @@ def build_parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="check a submission to the leaderboard")
     check.add_argument("folder")
 
+    pair = commands.add_parser("compare", help="compare two cells, sets or models image by image")
+    pair.add_argument("a", help="the folder of a finished cell, a distilled set, or a model")
+    pair.add_argument("b", help="the other one")
+    pair.add_argument("--models", action="store_true", help="a and b are models, not distilled sets")
+    pair.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=SET_HELP)
+
     cell = commands.add_parser("cell", help="run one cell of a list, as job arrays do")
     cell.add_argument("cells")
     cell.add_argument("index", type=int)
@@ -122,7 +132,7 @@ def _value(text):
     "A value of --set: a Python literal, else the text itself"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         return text
 
 
@@ -132,24 +142,30 @@ def _read_grid(text):
         return text
     try:
         if text.endswith(".json"):
-            return json.loads(Path(text).read_text(encoding="utf-8"))
-        return json.loads(text) if text.lstrip().startswith("[") else text
-    except (OSError, ValueError) as error:
+            return read_json(text, what="grid")
+        return parse_json(text, what="grid") if text.lstrip().startswith("[") else text
+    except InputError as error:
         raise InputError(f"grid is not a list of blocks in JSON ({error})") from None
+
+
+def _given_values(settings):
+    "The values of --set by their names"
+    values = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise InputError(f"--set takes NAME=VALUE, got {setting!r}")
+        values[name] = _value(text)
+    return values
 
 
 def _plan(arguments, download=False):
     "The plan that the arguments ask for"
     grid = _read_grid(arguments.grid)
-    change = {}
-    for setting in arguments.set:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise InputError(f"--set takes NAME=VALUE, got {setting!r}")
-        change[name] = _value(text)
+    change = _given_values(arguments.set)
     try:
-        exclude = [json.loads(text) for text in arguments.exclude]
-    except ValueError as error:
+        exclude = [parse_json(text, MapOf(), "--exclude") for text in arguments.exclude]
+    except InputError as error:
         raise InputError(f'--exclude takes JSON such as {{"method": "dc"}} ({error})') from None
     return plan_grid(
         grid,
@@ -239,12 +255,29 @@ def _check(arguments):
     return 1 if faults else 0
 
 
+def _compare(arguments):
+    kind = "checkpoint" if arguments.models else "distilled"
+    given = _given_values(arguments.set)
+    pairs = compare_rows(*[rows_at(place, kind, **given) for place in (arguments.a, arguments.b)])
+    print(_text(pairs_table(pairs)), *pairs_notes(pairs), sep="\n")
+    return 0
+
+
 def _cell(arguments):
     report = run_listed(arguments.cells, arguments.index)
     return 0 if report.state == "done" else 1
 
 # %% ../../nbs/grid/60_command.ipynb #c013d
-COMMANDS = dict(run=_run, status=_status, table=_table, export=_export, gc=_gc, check=_check, cell=_cell)
+COMMANDS = dict(
+    run=_run,
+    status=_status,
+    table=_table,
+    export=_export,
+    compare=_compare,
+    gc=_gc,
+    check=_check,
+    cell=_cell,
+)
 
 
 def command(

@@ -6,8 +6,7 @@
 __all__ = ['IDENTITY_COLUMNS', 'CARD_FIELDS', 'MOST_FAULTS', 'condition_of', 'standings', 'submitted_rows', 'check_submission']
 
 # %% ../../nbs/grid/50_leaderboard.ipynb #c002
-from ..foundations.core import InputError, check_path
-import json
+from ..foundations.core import InputError, check_path, shown
 import math
 import re
 from pathlib import Path
@@ -29,6 +28,7 @@ from ddrobust_nb.results.lines import (
 from ..results.report import attack_label
 from ..results.reading import read_results
 from ..results.rows import ORIGINS, flags_from_hex, grey_levels
+from ..foundations.outside import MissingFile, read_json
 
 # %% ../../nbs/grid/50_leaderboard.ipynb #c901b
 IDENTITY_COLUMNS = (  # They say which experiment a line is
@@ -273,10 +273,10 @@ def check_submission(
 def _read_card(folder):
     "The card of a submission (None where it cannot be read), and what is wrong with it"
     try:
-        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        card = read_json(folder / "card.json")
+    except MissingFile:
         return None, [f"card.json is missing: it needs {', '.join(CARD_FIELDS)}"]
-    except (OSError, ValueError, RecursionError) as error:
+    except InputError as error:
         return None, [f"card.json cannot be read ({error})"]
     if not isinstance(card, dict):
         return None, ["card.json must be an object with " + ", ".join(CARD_FIELDS)]
@@ -284,6 +284,6 @@ def _read_card(folder):
     for name, meaning in CARD_FIELDS.items():
         if not isinstance(card.get(name), str) or not card[name].strip():
             faults.append(f"card.json lacks {name}, {meaning}")
-    if "source" in card and not re.match(r"https?://\S+$", str(card["source"])):
-        faults.append(f"source must be an address that begins with http, got {card['source']!r}")
+    if "source" in card and not re.match(r"https?://\S+$", shown(card["source"], 2000).strip("'\"")):
+        faults.append(f"source must be an address that begins with http, got {shown(card['source'])}")
     return card, faults

@@ -20,6 +20,7 @@ from pathlib import Path
 import ddrobust_nb
 from ..foundations.core import InputError
 from ..results.store import Busy, Store, locked, write_json
+from ..foundations.outside import MissingFile, Record, Text, read_json
 
 # %% ../../nbs/grid/25_notebook.ipynb #c005
 def rows_complete(
@@ -50,10 +51,10 @@ def unshown_message(
 ) -> str:  # Empty where everything was shown
     "What could not be shown"
     try:
-        return str(json.loads((out / UNSHOWN_FILE).read_text(encoding="utf-8"))["line"])
-    except FileNotFoundError:
+        return read_json(out / UNSHOWN_FILE, Record(needed=dict(line=Text(most=10**6))))["line"]
+    except MissingFile:
         return ""
-    except (OSError, ValueError, KeyError, TypeError):
+    except InputError:
         return f"{UNSHOWN_FILE} cannot be read"
 
 # %% ../../nbs/grid/25_notebook.ipynb #c006d
@@ -177,7 +178,7 @@ def _keep_notebook(unfinished, final):
     out = final.parent
     for name in ("failed.json", "failed.ipynb"):
         (out / name).unlink(missing_ok=True)
-    message = first_unshown(json.loads(unfinished.read_text(encoding="utf-8")))
+    message = first_unshown(read_json(unfinished))
     if message:
         write_json(out / UNSHOWN_FILE, dict(line=message))
     os.replace(unfinished, final)

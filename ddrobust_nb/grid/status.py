@@ -8,7 +8,6 @@ __all__ = ['SHOWN_ALREADY', 'STATES', 'STATE_COLOURS', 'SQUARE', 'is_locked', 'l
 
 # %% ../../nbs/grid/40_status.ipynb #c002
 import html
-import json
 import time
 from collections import Counter
 from pathlib import Path
@@ -26,6 +25,8 @@ from ddrobust_nb.grid.notebook import (
     unshown_note,
 )
 from ..results.store import LOCKS, Store
+from ..foundations.outside import MissingFile, Record, Text, read_json
+from ..foundations.core import InputError
 
 # %% ../../nbs/grid/40_status.ipynb #c005
 def is_locked(
@@ -51,10 +52,10 @@ def last_error(
 ) -> str:  # None where there is no report
     "The message of the last attempt"
     try:
-        return json.loads((out / "failed.json").read_text(encoding="utf-8"))["error"]
-    except FileNotFoundError:
+        return read_json(out / "failed.json", Record(needed=dict(error=Text(most=10**6))))["error"]
+    except MissingFile:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except InputError:
         return "its report cannot be read"
 
 # %% ../../nbs/grid/40_status.ipynb #c005c

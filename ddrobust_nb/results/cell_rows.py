@@ -18,6 +18,7 @@ import ddrobust_nb
 from ..attacks.attack import find_attack, installed_version
 from ..attacks.metrics import carry_over_eps, drop_rate
 from ..attacks.robustness import Evaluation, attacked_index
+from ..foreign.set_card import set_card, write_set_card
 from .keys import VERSIONS
 from .plan import Cell, cell_config
 from ddrobust_nb.results.rows import (
@@ -304,6 +305,8 @@ def all_flags(
 def _write_set(finished, out):
     "The set that a cell distilled, and the teacher that relabels it"
     cell, distilled = finished.cell, finished.distilled
+    if distilled.dset and distilled.dset.reading:
+        write_set_card(set_card(distilled.dset), out / f"card-{cell.method}")
     if "distil" not in cell.source.stages(cell):
         return
     folder = save_set(distilled.dset, out / f"set-{cell.method}")

@@ -17,6 +17,7 @@ from .reading import read_results
 from .rows import results_frame
 from ..training.distiller import WHOLE, distiller, own_options
 from ..training.protocols import PROTOCOLS, preset_options
+from ..foundations.outside import MapOf, read_json
 
 # %% ../../nbs/results/65_finding.ipynb #c005
 WHOLE_COLUMNS = ("ipc", "steps", "set_seed", "seed", "n", "n_clean")
@@ -36,7 +37,7 @@ def differs_from_protocol(
     file,  # `cell.json`
 ) -> bool:
     "Whether a cell ran with a set, a model or options of a distiller other than its protocol's"
-    card = json.loads(Path(file).read_text(encoding="utf-8"))
+    card = read_json(file, MapOf())
     if card["ready"] or card["checkpoint"]:
         return True
     method = card["method"]

@@ -31,6 +31,7 @@ from ddrobust_nb.results.rows import (
     normal_recipe,
 )
 from .store import sha256_of
+from ..foundations.outside import MapOf, read_json
 
 # %% ../../nbs/results/22_reading.ipynb #c022
 NULLABLE = (  # Fields that may be null in a file
@@ -199,10 +200,9 @@ def _first_relabelled(protocol, dataset, ipc):
 def _read_json(path):
     "The object in a JSON file; empty where there is no file that can be read"
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(path, MapOf())
+    except InputError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _method_and_seed(card):
@@ -469,8 +469,8 @@ def read_results(
     if not path.is_file():
         raise InputError(f"no results at {path}: expected a folder with results.json")
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
+        rows = read_json(path)
+    except InputError as error:
         raise InputError(f"{path} is not a list of result rows ({error})") from None
     if not isinstance(rows, list):
         raise InputError(f"{path} is not a list of result rows (it holds {type(rows).__name__})")

@@ -16,6 +16,7 @@ from ddrobust_nb.foundations.core import (
     generator,
     pick_device,
     progress,
+    shown,
 )
 import copy
 import hashlib
@@ -194,7 +195,7 @@ def relabelling(
         )
     check_choice("teacher_bn", how["teacher_bn"], ("eval", "batch"))
     if not 0 < how["temperature"] < float("inf"):
-        raise InputError(f"temperature must be a number above 0, got {how['temperature']!r}")
+        raise InputError(f"temperature must be a number above 0, got {shown(how['temperature'])}")
     return how
 
 # %% ../../nbs/training/20_fit.ipynb #c049
@@ -324,11 +325,11 @@ def _check_numbers(recipe):
     upper_bounds = dict(lr=float("inf"), momentum=1, weight_decay=float("inf"), crop_min=1 + 1e-9)
     for name, bound in upper_bounds.items():
         value = getattr(recipe, name)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
         if is_number and 0 <= value < bound:
             continue
         range_in_words = "from 0 to 1" if name == "crop_min" else f"from 0 to below {bound}"
-        raise InputError(f"{name} must be a number {range_in_words}, got {value!r}")
+        raise InputError(f"{name} must be a number {range_in_words}, got {shown(value)}")
 
 
 def check_recipe(

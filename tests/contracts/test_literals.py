@@ -38,6 +38,7 @@ NAMED_GRID = "named grids"
 DEFAULT = "the command's default"
 HISTORY = "frozen rules for rows that were written before a field existed"
 OTHER = "another thing of the same name"
+CONSTANTS = "means and deviations are named after the project that published them"
 
 ALLOWED = {  # Module, definition (or ANY): reason
     ("attacks.attack", "AUTOATTACK"): BASELINE,
@@ -68,6 +69,8 @@ ALLOWED = {  # Module, definition (or ANY): reason
     ("grid.plan", "PAPER_METHODS"): NAMED_GRID,
     ("grid.plan", "GRIDS"): NAMED_GRID,
     ("grid.plan", "paper_blocks"): NAMED_GRID,
+    ("foreign.space", ANY): CONSTANTS,
+    ("foreign.sets", "dd_ranking"): CONSTANTS,
     ("results.plan", "PARAMETERS"): DEFAULT,
 }
 

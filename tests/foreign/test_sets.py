@@ -57,8 +57,8 @@ def test_every_format_of_tensors(tmp_path, world, write, source):
     path = write(tmp_path, normalised(), LABELS.clone())
     dset = load_set(path, world if source == "data" else SPEC)
     assert is_right(dset)
-    assert (dset.ipc, dset.origin["space"]) == (IPC, "normalised:dc")
-    assert digest_of_set(dset.images, dset.labels) == dset.origin["sha256"]
+    assert (dset.ipc, dset.reading["space"]) == (IPC, "normalised:dc")
+    assert digest_of_set(dset.images, dset.labels) == dset.reading["sha256"]
 
 
 @pytest.mark.parametrize("write", TENSORS, ids=lambda f: f.__name__)
@@ -67,7 +67,7 @@ def test_pixels_and_bytes(tmp_path, world, write):
     assert is_right(load_set(write(tmp_path / "floats", PIXELS.clone(), LABELS), world))
     (tmp_path / "bytes").mkdir()
     dset = load_set(write(tmp_path / "bytes", PIXELS * 255, LABELS), world)
-    assert is_right(dset) and dset.origin["space"] == "bytes"
+    assert is_right(dset) and dset.reading["space"] == "bytes"
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_labels_as_tables(tmp_path, world):
 
 def test_several_sets(tmp_path, world):
     path = dc(tmp_path, normalised(), LABELS)
-    assert any("#3 is taken" in note for note in load_set(path, world).origin["notes"])
+    assert any("#3 is taken" in note for note in load_set(path, world).reading["notes"])
     assert is_right(load_set(f"{path}#1", world), PIXELS.flip(3))
     for number in ("#0", "#4", "#999999"):
         with pytest.raises(InputError) as error:
@@ -201,7 +201,7 @@ def test_parts_must_fit(tmp_path, world):
 @pytest.mark.parametrize("name", ["new{:03d}", "{}", "class_{}"])
 def test_class_folders(tmp_path, world, name):
     dset = load_set(class_folders(tmp_path, PIXELS, LABELS, name), world)
-    assert torch.equal(dset.labels, LABELS) and dset.origin["space"] == "bytes"
+    assert torch.equal(dset.labels, LABELS) and dset.reading["space"] == "bytes"
     torch.testing.assert_close(dset.images, (PIXELS * 255).round() / 255, rtol=0, atol=1e-6)
 
 
@@ -221,7 +221,7 @@ def test_numbers_that_sort_otherwise_as_text(tmp_path):
     dset = load_set(tmp_path, many)
     by_text = sorted(range(12), key=str)
     assert dset.labels.tolist() == by_text  # files in the order of the text, labels are the numbers
-    assert any("order of their numbers" in note for note in dset.origin["notes"])
+    assert any("order of their numbers" in note for note in dset.reading["notes"])
 
 
 def test_soft_labels_beside_folders(tmp_path, world):
@@ -313,7 +313,7 @@ def test_constants_are_told_apart(tmp_path, scale):
         except InputError as error:
             assert "normalised:dc" in str(error) and "normalised:data" in str(error)
             continue
-        assert found.origin["space"] == f"normalised:{name}" or scale != 1.0
+        assert found.reading["space"] == f"normalised:{name}" or scale != 1.0
         exact = load_set(tmp_path / "x.pt", "cifar10", space=f"normalised:{name}")
         torch.testing.assert_close(exact.images, x, rtol=0, atol=1e-6)
 
@@ -375,7 +375,7 @@ def lazy(world):
     return DistilledSet(SPEC, negative, labels, ipc=IPC, lr=0.02), -PIXELS
 
 
-@pytest.mark.parametrize("form", ["ours", "safetensors"])
+@pytest.mark.parametrize("form", ["with_card", "safetensors"])
 def test_writers_of_pixels_keep_views(tmp_path, lazy, form):
     dset, images = lazy
     folder = export_set(dset, tmp_path / "out", form)
@@ -393,7 +393,7 @@ def test_what_is_written_is_read(tmp_path, world, form, soft):
     folder = export_set(dset, tmp_path / "out", form)
     asked = dict(labels="logits") if soft and form == "dd_ranking" else {}
     again = load_set(folder, world, **asked)
-    torch.testing.assert_close(again.images, PIXELS, rtol=0, atol=1 / 500 if form == "image_folder" else 1e-6)
+    torch.testing.assert_close(again.images, PIXELS, rtol=0, atol=1 / 500 if form == "png_folders" else 1e-6)
     torch.testing.assert_close(again.labels, labels if soft else LABELS, rtol=0, atol=1e-6)
     with pytest.raises(InputError, match="not an empty folder"):
         export_set(dset, folder, form)
@@ -410,12 +410,12 @@ def test_logits_for_dd_ranking(tmp_path):
     )
 
 
-def test_origin_is_kept(tmp_path, world):
+def test_reading_is_kept(tmp_path, world):
     dset = load_set(dd_ranking(tmp_path, normalised(), LABELS), world)
     again = load_own_set(save_set(dset, tmp_path / "own"))
-    assert again.origin == json.loads(json.dumps(dset.origin)) and torch.equal(again.images, dset.images)
+    assert again.reading == json.loads(json.dumps(dset.reading)) and torch.equal(again.images, dset.images)
     plain = save_set(DistilledSet(SPEC, PIXELS, LABELS), tmp_path / "plain")
-    assert "origin" not in json.loads((plain / "set.json").read_text())
+    assert "reading" not in json.loads((plain / "set.json").read_text())
 
 
 def test_places_and_sources(tmp_path, world):
@@ -455,4 +455,4 @@ def test_real_pair_of_dc():
     ).view(1, 3, 1, 1)
     torch.testing.assert_close(dset.images, by_hand, rtol=0, atol=1e-6)
     assert torch.equal(dset.labels, torch.arange(10)) and dset.ipc == 1
-    assert dset.origin["space"] == "normalised:dc" and dset.spec == specs["cifar10"]
+    assert dset.reading["space"] == "normalised:dc" and dset.spec == specs["cifar10"]

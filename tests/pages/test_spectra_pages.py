@@ -3,9 +3,12 @@
 import shutil
 from pathlib import Path
 
-import papermill
 import pytest
+import torch
+from page_runs import run_page
+from PIL import Image
 
+from ddrobust_nb.foundations.core import generator
 from ddrobust_nb.results.keeping import FIGURES, files_of
 
 ANALYSIS = Path(__file__).resolve().parents[2] / "nbs" / "analysis"
@@ -16,83 +19,95 @@ KEPT = {
 }
 
 
+def files_wanted(page):
+    "The files that a page keeps where it has all it needs"
+    return {file for figure in KEPT[page] for file in files_of(figure)}
+
+
 def run(page, tmp_path, **parameters):
-    "What the page says, and the files it leaves"
-    nb = papermill.execute_notebook(
-        ANALYSIS / f"{page}.ipynb",
-        None,
-        dict(figures=str(tmp_path / "figures"), **parameters),
-        cwd=ANALYSIS,
-        progress_bar=False,
-    )
-    said = [
-        o.get("data", {}).get("text/markdown", "")
-        + o.get("data", {}).get("text/html", "")
-        + o.get("data", {}).get("text/plain", "")
-        for c in nb.cells
-        for o in c.get("outputs", [])
-    ]
-    return "\n".join(said), {
-        str(f.relative_to(tmp_path / "figures")) for f in (tmp_path / "figures").rglob("*") if f.is_file()
-    }
+    "What a page shows, and the files it leaves"
+    figures = tmp_path / "figures"
+    text = run_page(ANALYSIS / f"{page}.ipynb", figures=str(figures), **parameters)
+    files = {str(file.relative_to(figures)) for file in figures.rglob("*") if file.is_file()}
+    return text, files
+
+
+@pytest.fixture
+def no_data(tmp_path, monkeypatch):
+    "A folder without any dataset, which is where datasets are looked for"
+    folder = tmp_path / "empty"
+    (folder / "something").mkdir(parents=True)
+    monkeypatch.setenv("DDROBUST_DATA", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def few_images(tmp_path_factory):
+    "A folder with a CIFAR-10 of noise: 50 training and 200 test images for each of ten classes"
+    root = tmp_path_factory.mktemp("data")
+    g = generator(0, "few images")
+    for half, n in (("train", 50), ("test", 200)):
+        for label in range(10):
+            folder = root / "cifar10" / half / str(label)
+            folder.mkdir(parents=True)
+            for number, pixels in enumerate(
+                torch.randint(256, (n, 32, 32, 3), dtype=torch.uint8, generator=g)
+            ):
+                Image.fromarray(pixels.numpy()).save(folder / f"{number}.png", compress_level=1)
+    return root
 
 
 @pytest.mark.parametrize("page", KEPT)
-def test_without_sets_and_without_data(page, tmp_path, monkeypatch):
-    (tmp_path / "empty" / "something").mkdir(parents=True)
-    monkeypatch.setenv("DDROBUST_DATA", str(tmp_path / "empty"))
-    said, files = run(page, tmp_path, sets=str(tmp_path / "empty"))
-    assert ("CIFAR-10 is not here" in said) == (page != "80_images") and ("Missing: " in said) == (
-        page != "30_similarity"
-    )
-    want = {f for name in KEPT[page] for f in files_of(name)} if page != "80_images" else set()
-    assert files == want
+def test_without_sets_and_without_data(page, tmp_path, no_data):
+    "Each page says what it lacks, and keeps only what it can"
+    text, files = run(page, tmp_path, sets=str(no_data))
+    assert ("CIFAR-10 is not here" in text) == (page != "80_images")
+    assert ("Missing: " in text) == (page != "30_similarity")
+    assert files == (files_wanted(page) if page != "80_images" else set())
     if page == "30_similarity":
-        assert "0.7862" in said and "not run" in said  # the paper's numbers
+        assert "0.7862" in text and "not run" in text  # the paper's numbers
 
 
 @pytest.mark.parametrize("page", ["70_band_energy", "80_images"])
-def test_with_sets_and_without_data(page, tmp_path, monkeypatch):
-    (tmp_path / "empty" / "something").mkdir(parents=True)
-    monkeypatch.setenv("DDROBUST_DATA", str(tmp_path / "empty"))
-    said, files = run(page, tmp_path)
-    assert (
-        files
-        == {f for name in KEPT[page] for f in files_of(name)}
-        <= {f for name in FIGURES for f in files_of(name)}
-    )
-    assert "Missing: " not in said
+def test_with_sets_and_without_data(page, tmp_path, no_data):
+    "The sets alone fill the figures"
+    text, files = run(page, tmp_path)
+    assert files == files_wanted(page)
+    assert files <= {file for figure in FIGURES for file in files_of(figure)}
+    assert "Missing: " not in text
     if page == "70_band_energy":
-        assert (
-            "DM at 1 image per class has very little low-frequency energy" in said
-            and "cannot be decided here" not in said
-        )
+        assert "DM at 1 image per class has very little low-frequency energy" in text
+        assert "cannot be decided here" not in text
 
 
-@pytest.mark.parametrize(
-    "page, missing",
-    [
-        ("70_band_energy", "Missing: dc at 10."),
-        (
-            "80_images",
-            "Missing: DC, 10 per class, least high frequency; DC, 10 per class, most high frequency.",
-        ),
-    ],
-)
-def test_one_set_is_missing(page, missing, tmp_path, monkeypatch):
-    (tmp_path / "empty" / "something").mkdir(parents=True)
-    monkeypatch.setenv("DDROBUST_DATA", str(tmp_path / "empty"))
-    shutil.copytree(
-        ANALYSIS.parent / "sets", tmp_path / "sets", ignore=shutil.ignore_patterns("cifar10-dc-ipc10")
-    )
-    said, files = run(page, tmp_path, sets=str(tmp_path / "sets"))
-    assert missing in said and files == {f for name in KEPT[page] for f in files_of(name)}
+MISSING = {
+    "70_band_energy": "Missing: dc at 10.",
+    "80_images": "Missing: DC, 10 per class, least high frequency; DC, 10 per class, most high frequency.",
+}
+
+
+@pytest.mark.parametrize("page, message", MISSING.items())
+def test_one_set_is_missing(page, message, tmp_path, no_data):
+    "The page names it and draws the others"
+    without = shutil.ignore_patterns("cifar10-dc-ipc10")
+    shutil.copytree(ANALYSIS.parent / "sets", tmp_path / "sets", ignore=without)
+    text, files = run(page, tmp_path, sets=str(tmp_path / "sets"))
+    assert message in text and files == files_wanted(page)
     if page == "70_band_energy":
-        assert said.count("cannot be decided here") >= 2
+        assert text.count("cannot be decided here") >= 2
+
+
+@pytest.mark.parametrize("page", ["30_similarity", "70_band_energy"])
+def test_with_few_images(page, tmp_path, few_images):
+    "Everything that a page does with real images, on some that take no time"
+    text, files = run(page, tmp_path, data_root=str(few_images))
+    assert "CIFAR-10 is here: 500 training images" in text and files == files_wanted(page)
+    assert "CIFAR-10 is not here" not in text
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["30_similarity", "70_band_energy"])
 def test_with_real_images(page, tmp_path, data_root):
-    said, files = run(page, tmp_path, data_root=str(data_root))
-    assert "CIFAR-10 is here" in said and files == {f for name in KEPT[page] for f in files_of(name)}
+    "The whole of CIFAR-10"
+    text, files = run(page, tmp_path, data_root=str(data_root))
+    assert "CIFAR-10 is here" in text and files == files_wanted(page)

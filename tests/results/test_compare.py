@@ -6,8 +6,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import papermill
 import pytest
+from page_runs import run_page
 from result_rows import row_fields
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -653,18 +653,6 @@ def shown(path):
     )
 
 
-def run(page, out, **parameters):
-    papermill.execute_notebook(
-        str(page),
-        str(out),
-        parameters=parameters,
-        cwd=str(page.parent),
-        kernel_name="python3",
-        progress_bar=False,
-    )
-    return shown(out)
-
-
 def test_every_page_has_the_same_parameters():
     assert set(MINE) <= {p.stem for p in PAGES}
     for page in (p for p in PAGES if p.stem in MINE):
@@ -679,9 +667,8 @@ def test_every_page_has_the_same_parameters():
     "name", [name if name == "50_settings" else pytest.param(name, marks=pytest.mark.slow) for name in MINE]
 )  # drawing takes long
 def test_a_page_without_rows(name, tmp_path):
-    said = run(
+    said = run_page(
         ROOT / "nbs" / "analysis" / f"{name}.ipynb",
-        tmp_path / "out.ipynb",
         rows=str(tmp_path / "nowhere"),
         store=str(tmp_path),
         figures=str(tmp_path / "figures"),
@@ -717,9 +704,8 @@ SEEN = {
 @pytest.mark.parametrize("name", MINE)
 def test_a_page_with_rows(name, tmp_path, plant):
     plant(*PLANTED, place="store/cells/one")
-    said = run(
+    said = run_page(
         ROOT / "nbs" / "analysis" / f"{name}.ipynb",
-        tmp_path / "out.ipynb",
         rows="",
         store=str(tmp_path / "store"),
     )

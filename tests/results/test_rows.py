@@ -324,7 +324,8 @@ def test_a_value_of_the_wrong_kind_is_one_sentence(tmp_path, name, value):
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(InputError) as e:
         read_results(tmp_path)
-    assert name in str(e.value) and "\n" not in str(e.value) and "row 0" in str(e.value)
+    no_json = value in (float("inf"), 10**400)  # refused before there are rows
+    assert name in str(e.value) and "\n" not in str(e.value) and ("row 0" in str(e.value)) != no_json
 
 
 @pytest.mark.parametrize(

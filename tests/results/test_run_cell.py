@@ -118,7 +118,7 @@ def test_parameters_of_the_notebook_are_those_of_the_package():
     assert list(found) == list(PARAMETERS)
     assert {name: default for name, (_, default, _) in found.items()} == PARAMETERS
     for name, (kind, default, text) in found.items():
-        assert kind == ("str" if name in TEXT else "dict" if name == "options" else "int")
+        assert kind == ("str" if name in TEXT else "dict" if name in ("options", "recipe") else "int")
         assert default is None or type(default).__name__ == kind
         assert len(text) > 15
 

@@ -35,6 +35,12 @@ from ddrobust_nb.results.reading import read_results
 from ddrobust_nb.results.showing import NotShown, as_display, error_line, show_or_explain, text_or_explain
 
 
+@pytest.fixture(autouse=True)
+def no_figure_is_open():
+    "What other tests have left open does not count here"
+    plt.close("all")
+
+
 @pytest.fixture
 def user(monkeypatch):
     "As a user runs it: tests are strict by themselves"

@@ -1,7 +1,9 @@
 "Files as the programs of the field write them: one function for each format, called with a folder, images and labels."
 
+import os
 import pickle
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +13,8 @@ from safetensors.torch import save_file
 from ddrobust_nb.foundations.data import Spec, make_data
 from ddrobust_nb.foundations.core import generator
 
+GOLDEN = Path(os.environ.get("DDROBUST_GOLDEN", "/nowhere/golden"))
+FOREIGN = Path(os.environ.get("DDROBUST_FOREIGN", GOLDEN.parent / "data" / "foreign"))  # Real files
 MEAN = (0.45, 0.5, 0.55)
 STD = (0.2, 0.25, 0.3)
 CLASSES = 4

@@ -421,7 +421,9 @@ def _file_of_images(folder, files):
     if len(firsts) == 1:
         return firsts.pop()
     listed = ", ".join(file.name for file in sorted(firsts)[:6]) or "no file of tensors and no class folders"
-    raise InputError(f"{str(folder)!r} holds {listed}: give the file with the images")
+    raise InputError(
+        f"no distilled set is found in {str(folder)!r}: it holds {listed}; give the file with the images"
+    )
 
 # %% ../../nbs/foreign/20_layouts.ipynb #c057
 def order_axes(

@@ -134,12 +134,18 @@ def dataset_statistics(
     source,  # `Data`, or its `Spec` where there are no images
 ) -> tuple:  # Means and deviations of the pixels
     "Mean and deviation of the training pixels: measured, or as published"
-    if isinstance(source, Data):
+    if isinstance(source, Data) and not _are_only_planned(source):
         return channel_stats(source.train_images)
-    named = constants_for(source)
-    if "imagenet" in named and source.mean == IMAGENET_CONSTANTS[0]:
+    spec = source.spec if isinstance(source, Data) else source
+    named = constants_for(spec)
+    if spec.mean == IMAGENET_CONSTANTS[0]:
         return PUBLISHED_CONSTANTS["tinyimagenet"]["data"]  # .229 .224 .225 are no deviations of pixels
     return named.get("data", named["dc"])
+
+
+def _are_only_planned(data):
+    "Whether data have shapes and no pixels (a plan of a dataset that is not here)"
+    return isinstance(data.train_images, torch.Tensor) and data.train_images.is_meta
 
 # %% ../../nbs/foreign/30_space.ipynb #c021
 MAX_WHITENED = 64 * 64 * 3  # Numbers in an image; the matrix has the square of it
@@ -200,7 +206,9 @@ def white_deviation(
     source,  # `Data` of the dataset, or its `Spec`
 ) -> float:
     "Standard deviation that whitened training images have"
-    if not isinstance(source, Data) or math.prod(source.train_images.shape[1:]) > MAX_WHITENED:
+    if not isinstance(source, Data) or _are_only_planned(source):
+        return WHITE_DEVIATION
+    if math.prod(source.train_images.shape[1:]) > MAX_WHITENED:
         return WHITE_DEVIATION
     n = min(1000, len(source.train_images))
     index = torch.linspace(0, len(source.train_images) - 1, n).long()

@@ -10,6 +10,7 @@ __all__ = ['PARAMETERS', 'TEXT', 'MOST_SEED', 'MOST_PARAMETER_LETTERS', 'NEUTRAL
 # %% ../../nbs/results/50_plan.ipynb #c002
 import ast
 import functools
+import html
 import inspect
 import re
 import time
@@ -48,7 +49,7 @@ from ddrobust_nb.results.sources import (
 )
 from .store import Store, check_format, check_writable, find_store, stage_key
 from ..training.distiller import WHOLE, distiller, own_options
-from ..training.fit import Recipe
+from ..training.fit import SELECTIONS, Recipe
 from ddrobust_nb.training.protocols import (
     PROTOCOLS,
     Protocol,
@@ -529,7 +530,7 @@ def plan_cell(
 def _check_words(asked):
     "Refuse names that are not known, and parameters that contradict each other"
     check_choice("protocol", asked["protocol"], PROTOCOLS)
-    check_choice("select", asked["select"], ("auto", "last", "best_test"))
+    check_choice("select", asked["select"], ("auto", *SELECTIONS))
     if not (asked["distilled"] or asked["checkpoint"]):
         check_choice("method", asked["method"], distiller)
     elif asked["options"]:
@@ -568,7 +569,7 @@ def summary(cell: Cell) -> str:
     cut = " (cut down for a CPU: its numbers are not the paper's experiment)" if is_quick else ""
     attacks = ", ".join(map(str, cell.configs)) or "none"
     lines = [
-        f"**{cell.name}**, protocol {cell.protocol.name}{cut}",
+        f"**{html.escape(cell.name, quote=False)}**, protocol {cell.protocol.name}{cut}",
         "",
         cell.source.set_line(cell),
         cell.source.model_line(cell),

@@ -500,9 +500,11 @@ def _given_set(place, given, data):
     said = {name: given[name] for name in READING if given.get(name) not in (None, "")}
     dset = load_set(place, data, **said)
     check_dataset_of_set(dset.spec, data.spec, place)
-    is_bare = (
-        dset.reading and dset.reading["space"] == "pixels" and dset.reading["file"].endswith(".safetensors")
-    )
-    return (
-        replace(dset, ipc=None) if is_bare else dset
-    )  # such sets had no ipc before others could be read: their keys stay
+    if not dset.reading or dset.reading["space"] != "pixels" or not _is_safetensors(place):
+        return dset
+    return replace(dset, ipc=None)  # it had no ipc before sets of others could be read, and its keys stay
+
+
+def _is_safetensors(place):
+    file = Path(place).expanduser()
+    return file.suffix == ".safetensors" or (file / "set.safetensors").is_file()

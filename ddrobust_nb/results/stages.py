@@ -214,7 +214,7 @@ def read_model(
     "A model with the checkpoint that its recipe selects"
     card = read_json(folder / "training.json", TRAINING, "the record")
     right = {name: flag.bool() for name, flag in load_file(folder / "right.safetensors").items()}
-    chosen = "best" if cell.recipe.select == "best_test" else "last"
+    chosen = "last" if cell.recipe.select == "last" else "best"
     net = make_network(cell.network, cell.data.spec, device=cell.device).eval()
     net.load_state_dict(load_file(folder / f"{chosen}.safetensors"))
     return Trained(

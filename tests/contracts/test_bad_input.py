@@ -108,7 +108,7 @@ def accepted(store, /, **given):
         (dict(network="ConvNetD3-w99999999"), "width"),
         (dict(protocol="quik"), "unknown protocol 'quik': did you mean 'quick'"),
         (dict(protocol="Paper"), "did you mean 'paper'"),
-        (dict(select="best"), "unknown select 'best': did you mean 'best_test'"),
+        (dict(select="best"), "unknown select 'best': did you mean 'best_val'"),
         (dict(select="Last"), "did you mean 'last'"),
     ),
 )

@@ -3,12 +3,12 @@
 import json
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from published_sets import (
     CLASSES,
+    FOREIGN,
     IPC,
     LABELS,
     MEAN,
@@ -440,19 +440,13 @@ def test_places_and_sources(tmp_path, world):
 
 def test_real_pair_of_dc():
     "Recognised as normalised with DC's constants; pixels as un-normalised by hand"
-    folder = Path(
-        os.environ.get(
-            "DDROBUST_FOREIGN", Path(__file__).resolve().parents[3] / "shared" / "data" / "foreign"
-        )
-    )
-    file = folder / "DC_CIFAR10_IPC1_images.pt"
+    file = FOREIGN / "DC_CIFAR10_IPC1_images.pt"
     if not file.is_file():
         pytest.skip("the published pair of DC is not here")
     dset = load_set(file, "cifar10")
     raw = torch.load(file, weights_only=True)
-    by_hand = raw * torch.tensor([0.2023, 0.1994, 0.2010]).view(1, 3, 1, 1) + torch.tensor(
-        [0.4914, 0.4822, 0.4465]
-    ).view(1, 3, 1, 1)
+    std = torch.tensor([0.2023, 0.1994, 0.2010]).view(1, 3, 1, 1)
+    by_hand = raw * std + torch.tensor([0.4914, 0.4822, 0.4465]).view(1, 3, 1, 1)
     torch.testing.assert_close(dset.images, by_hand, rtol=0, atol=1e-6)
     assert torch.equal(dset.labels, torch.arange(10)) and dset.ipc == 1
     assert dset.reading["space"] == "normalised:dc" and dset.spec == specs["cifar10"]

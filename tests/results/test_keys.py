@@ -109,7 +109,9 @@ def given_cases(store):
     yield (
         "a given set",
         keys_of(
-            planned(store, data, method="other", ipc=1, distilled=str(folder / "set.safetensors")),
+            planned(
+                store, data, method="other", ipc=1, distilled=str(folder / "set.safetensors"), space="pixels"
+            ),
             attacks=True,
         ),
     )

@@ -30,11 +30,12 @@ from ddrobust_nb.foundations.core import (
 )
 from ..foundations.data import Data
 from ..foundations.datasets import load_data
-from ..foundations.networks import make_network, network_revision
+from ..foundations.networks import make_network
 from .keys import attack_config_fields, option_fields, recipe_fields
 from .methods import code_of, load_methods
 from ddrobust_nb.results.sources import (
     READING,
+    Asked,
     DistilledHere,
     GivenModel,
     GivenSet,
@@ -43,11 +44,12 @@ from ddrobust_nb.results.sources import (
     WholeTraining,
     given_source,
     published,
-    read_weights,
+    read_given,
+    revision_of,
 )
 from .store import Store, check_format, check_writable, find_store, stage_key
 from ..training.distiller import WHOLE, distiller, own_options
-from ..training.fit import Recipe
+from ..training.fit import SELECTIONS, Recipe
 from ddrobust_nb.training.protocols import (
     PROTOCOLS,
     Protocol,
@@ -83,6 +85,7 @@ PARAMETERS = dict(
     labels="",
     factor=None,
     checkpoint="",
+    normalise="auto",
     methods="",
     store="",
     out="",
@@ -153,7 +156,7 @@ def given_parameters(
     return given
 
 # %% ../../nbs/results/50_plan.ipynb #c016
-_AUTOMATIC = ("network", "distill_network", "attacks", "select", "device", "n_test", "n_models")
+_AUTOMATIC = ("network", "distill_network", "attacks", "select", "device", "n_test", "n_models", "normalise")
 _EMPTY = ("data_root", "distilled", "space", "labels", "checkpoint", "methods", "store", "out")
 NEUTRAL = dict.fromkeys(_AUTOMATIC, ("", "auto")) | dict.fromkeys(_EMPTY, ("",))
 
@@ -378,12 +381,16 @@ def complete_cell(
     n_test = _n_test(asked["n_test"], protocol, data)
     check_classes(known["configs"], data)
     preset = preset_options(protocol.name, method, data.spec.name, ipc).get("network", "auto")
-    network = _network([asked["network"], source.network, preset], data)
+    if isinstance(source, GivenModel):
+        wanted = Asked(network=asked["network"], normalise=asked["normalise"])
+        reading = read_given(source.checkpoint, source.card, wanted, data, known["device"])
+        source = replace(source, reading=reading)
+        network = reading.name
+    else:
+        network = _network([asked["network"], source.network, preset], data)
     own = "auto" if source.given else distiller[method].network or "auto"  # the method's own
     distill_network = _network([asked["distill_network"], preset, own], data)
     options = {}
-    if isinstance(source, GivenModel):
-        read_weights(source.checkpoint, make_network(network, data.spec, device="meta"))
     if source.given:
         distill_network = _network_of_card(source.dset)
     else:
@@ -445,7 +452,7 @@ def cell_config(cell: Cell) -> dict:
 
 def _revisions(cell):
     "The revisions of what a cell makes, if any: without them its old rows would be taken for new ones"
-    found = dict(network=network_revision(cell.network, cell.data.spec))
+    found = dict(network=revision_of(cell.network, cell.data.spec))
     if not cell.source.given and cell.method in distiller:
         found["set"] = distiller[cell.method].revision(cell.data, cell.distill_network, cell.options)
     found = {name: revision for name, revision in found.items() if revision is not None}
@@ -527,7 +534,7 @@ def plan_cell(
 def _check_words(asked):
     "Refuse names that are not known, and parameters that contradict each other"
     check_choice("protocol", asked["protocol"], PROTOCOLS)
-    check_choice("select", asked["select"], ("auto", "last", "best_test"))
+    check_choice("select", asked["select"], ("auto", *SELECTIONS))
     if not (asked["distilled"] or asked["checkpoint"]):
         check_choice("method", asked["method"], distiller)
     elif asked["options"]:
@@ -538,6 +545,10 @@ def _check_words(asked):
             raise InputError(
                 f"{name} says how a ready set is read, and none was given: set distilled, or leave {name} out"
             )
+    if asked["normalise"] != "auto" and not asked["checkpoint"]:
+        raise InputError(
+            "normalise says how the images of a ready model were normalised: give its file as checkpoint, or leave it out"
+        )
     if asked["checkpoint"]:
         _refuse_recipe(asked, "a ready model was given")
     if asked["checkpoint"] and (asked["n_models"] or 1) > 1:

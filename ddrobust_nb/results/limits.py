@@ -18,6 +18,7 @@ from ..foundations.core import InputError
 from ..foundations.networks import count_parameters, make_network
 from .sources import DistilledHere, GivenModel, Published, needed_parts
 from ..training.distiller import WHOLE, distiller
+from ..foreign.models import counted_network
 
 # %% ../../nbs/results/49_limits.ipynb #c005
 def passes_of(
@@ -62,7 +63,7 @@ def check_time(
     for stage, (network, passes) in passes_of(cell).items():
         if not network or not passes:
             continue
-        work = max(LEAST_WORK, forward_flops(network, cell.data.spec))  # per image
+        work = max(LEAST_WORK, forward_flops(counted_network(network), cell.data.spec))  # per image
         years = float(passes) * work / FASTEST / YEAR
         if years > 1:
             raise InputError(
@@ -85,7 +86,7 @@ def memory_of_machine(
 # %% ../../nbs/results/49_limits.ipynb #c012
 @functools.cache
 def _parameters(network, spec):
-    return count_parameters(make_network(network, spec, device="meta"))
+    return count_parameters(make_network(counted_network(network), spec, device="meta"))
 
 
 def check_memory(

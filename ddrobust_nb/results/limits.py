@@ -19,6 +19,7 @@ from ..foundations.core import InputError
 from ..foundations.networks import count_parameters, make_network
 from .sources import DistilledHere, GivenModel, Published, needed_parts
 from ..training.distiller import WHOLE, distiller
+from ..foreign.models import counted_network
 
 # %% ../../nbs/results/49_limits.ipynb #c005
 def passes_of(
@@ -68,11 +69,12 @@ def size_of(
     spec,  # Of the data
 ) -> NetworkSize:
     "The size of a network by its name, found without making its weights"
+    name = counted_network(network)
     try:
-        net = make_network(network, spec, device="meta")
+        net = make_network(name, spec, device="meta")
     except InputError:
         return NetworkSize()  # only its owner knows it
-    work = max(LEAST_WORK, forward_flops(network, spec))
+    work = max(LEAST_WORK, forward_flops(name, spec))
     return NetworkSize(work, count_parameters(net))
 
 # %% ../../nbs/results/49_limits.ipynb #c007

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from .containers import read_container
-from ..foundations.core import InputError
+from ..foundations.core import InputError, check_path
 
 # %% ../../nbs/foreign/60_weights.ipynb #c010
 def is_state(value) -> bool:
@@ -163,8 +163,9 @@ def _prefix(state):
     if len(first) == 1 and all(name.count(".") > 1 for name in state) and not _is_layer(*first):
         return [*first][0]
     for name in PREFIXES:
-        others = [other for other in first if other != name and not AVERAGED.search(other)]
-        if name in first and 4 * sum(first[other] for other in others) < first[name]:
+        beside = [other for other in state if other.split(".")[0] != name and not _LAST.fullmatch(other)]
+        weighty = [other for other in beside if not AVERAGED.search(other.split(".")[0])]
+        if name in first and 4 * len(weighty) < first[name]:
             return name
     return ""
 
@@ -280,7 +281,9 @@ def read_weights_file(
 def split_entry(file):
     "A path, and the name of an entry behind #"
     path, separator, wanted = str(file).rpartition("#")
-    return (path, wanted) if separator and path else (str(file), "")
+    if not separator or not path or check_path("the file", file).is_file():
+        return str(file), ""
+    return path, wanted
 
 
 def _some(names):

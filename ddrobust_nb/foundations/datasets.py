@@ -28,6 +28,7 @@ from ddrobust_nb.foundations.files import (
     Listing,
     class_folders,
     data_from_files,
+    file_stamp,
     list_split,
     list_tree,
     opened_image,
@@ -50,7 +51,7 @@ def find_root(
     if not isinstance(data_root, (str, os.PathLike)):
         raise InputError(f"data_root must be the path of a folder, got {data_root!r}")
     if not str(data_root):
-        return Path(os.environ.get("DDROBUST_DATA") or "~/.cache/ddrobust").expanduser()
+        return _default_root()
     root = check_path("data_root", data_root)
     advice = "name a folder that holds the datasets, or leave data_root empty to use DDROBUST_DATA or ~/.cache/ddrobust"
     try:
@@ -66,6 +67,13 @@ def find_root(
     if not names:
         raise InputError(f"data_root {str(root)!r} is empty: {advice}")
     return root
+
+
+def _default_root():
+    try:
+        return Path(os.environ.get("DDROBUST_DATA") or "~/.cache/ddrobust").expanduser()
+    except RuntimeError:  # this user has no home folder
+        return Path.cwd() / "ddrobust-data"
 
 # %% ../../nbs/foundations/25_datasets.ipynb #c049
 FOLDERS = {
@@ -359,9 +367,9 @@ def _list_annotated(folder, annotations, wnids):
             image, wnid = line.split("\t")[:2]
             if not _is_plain_name(image):
                 raise ValueError(f"{shown(image)} is no name of a file in it")
-            status = os.stat(folder / "images" / image)
+            stamp = file_stamp(folder / "images" / image)
             names.append(f"images/{image}")
-            stamps.append((status.st_size, status.st_mtime_ns))
+            stamps.append(stamp)
             labels.append(wnids.index(wnid))
     except (ValueError, OSError) as error:
         raise InputError(

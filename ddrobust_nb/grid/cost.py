@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
+from ..foreign.models import counted_network
 from ..foundations.core import pick_device
 from ..foundations.networks import count_parameters, make_network
 from ..attacks.robustness import groups_to_run, work_per_survivor
@@ -93,7 +94,7 @@ def seconds_per_pass(
 ) -> float:
     "Time of one image forward, from gradients of a batch of random images"
     device = pick_device(device)
-    net = make_network(network, spec, device=device).eval()
+    net = make_network(counted_network(network), spec, device=device).eval()
     n_images = max(1, min(64, 64 * 32 * 32 // spec.size**2))
     x = torch.rand(n_images, spec.channels, spec.size, spec.size, device=device)
 
@@ -120,7 +121,7 @@ def network_size(
     spec,  # Of the data
 ) -> tuple:  # Numbers
     "How many activations a network makes from one image, and how many parameters it has"
-    net = make_network(network, spec, device="meta")
+    net = make_network(counted_network(network), spec, device="meta")
     sizes = []
 
     def note_size(module, inputs, output):

@@ -19,6 +19,7 @@ from ..results.paper import paper_results, paper_table
 from ..results.report import footnotes, results_table
 from ..results.compare import beside_paper, notes_on, printed_layout
 from ..results.finding import find_rows
+from ..results.keeping import harmless_cells
 from ..results.drawing import label_spans, frame_texts
 from .plan import Plan
 from .notebook import has_rows
@@ -149,7 +150,7 @@ def write_table(
     path = check_path("path", path)
     kind = check_choice("ending of path", path.suffix.lstrip("."), TABLE_FORMATS)
     if kind == "csv":
-        text = table.to_csv(index=not isinstance(table.index, pd.RangeIndex))
+        text = harmless_cells(table).to_csv(index=not isinstance(table.index, pd.RangeIndex))
     elif kind == "md":
         text = to_markdown(table) + _markdown_notes(notes)
     else:

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SMALL_TABLES', 'SUBSET_TABLES', 'FIGURES', 'SVG_METADATA', 'PNG_METADATA', 'figure_kind', 'files_of', 'figure_path',
-           'keep_figure', 'keep_table', 'show_table', 'show_beside']
+           'keep_figure', 'harmless_text', 'harmless_cells', 'keep_table', 'show_table', 'show_beside']
 
 # %% ../../nbs/results/77_keeping.ipynb #c002
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -115,6 +116,42 @@ def _write_figure(fig, path, ending, metadata):
     with drawing_style(), replacing(f"{path}.{ending}") as tmp:
         fig.savefig(tmp, format=ending, metadata=metadata)
 
+# %% ../../nbs/results/77_keeping.ipynb #c991
+_FORMULA = re.compile(r"\s*[=+\-@]")
+_NUMBER = re.compile(r"[+\-]?[\d.,eE%±\s()+\-–]*")
+
+
+def harmless_text(text):
+    "A text that no spreadsheet takes for a formula; anything else is given back"
+    if not isinstance(text, str):
+        return text
+    text = text.replace("\r", " ")  # It would begin a new line
+    is_formula = _FORMULA.match(text) and not _NUMBER.fullmatch(text)
+    return f"'{text}" if is_formula else text
+
+# %% ../../nbs/results/77_keeping.ipynb #c993
+def harmless_cells(table: pd.DataFrame) -> pd.DataFrame:
+    "A table without texts that a spreadsheet takes for formulas, in its cells and headings"
+    safe = table.copy()
+    for place, kind in enumerate(table.dtypes):
+        if not pd.api.types.is_numeric_dtype(kind):
+            safe.isetitem(place, table.iloc[:, place].map(harmless_text))
+    safe.columns = _safe_index(table.columns)
+    safe.index = _safe_index(table.index)
+    return safe
+
+
+def _safe_index(index):
+    if isinstance(index, pd.RangeIndex) or pd.api.types.is_numeric_dtype(index.dtype):
+        return index
+    if isinstance(index, pd.MultiIndex):
+        return index.map(_safe_tuple)
+    return index.map(harmless_text)
+
+
+def _safe_tuple(names):
+    return tuple(map(harmless_text, names))
+
 # %% ../../nbs/results/77_keeping.ipynb #c094
 def keep_table(
     name: str,  # Of `FIGURES`
@@ -127,7 +164,7 @@ def keep_table(
     if path is None:
         return table
     with replacing(f"{path}.csv") as tmp:
-        table.to_csv(
+        harmless_cells(table).to_csv(
             tmp,
             index=not isinstance(table.index, pd.RangeIndex),
             float_format="%.8g",

@@ -10,6 +10,7 @@ __all__ = ['PARAMETERS', 'TEXT', 'MOST_SEED', 'MOST_PARAMETER_LETTERS', 'NEUTRAL
 # %% ../../nbs/results/50_plan.ipynb #c002
 import ast
 import functools
+import html
 import inspect
 import re
 import time
@@ -29,11 +30,12 @@ from ddrobust_nb.foundations.core import (
 )
 from ..foundations.data import Data
 from ..foundations.datasets import load_data
-from ..foundations.networks import make_network, network_revision
+from ..foundations.networks import make_network
 from .keys import attack_config_fields, option_fields, recipe_fields
 from .methods import code_of, load_methods
 from ddrobust_nb.results.sources import (
     READING,
+    Asked,
     DistilledHere,
     GivenModel,
     GivenSet,
@@ -42,11 +44,12 @@ from ddrobust_nb.results.sources import (
     WholeTraining,
     given_source,
     published,
-    read_weights,
+    read_given,
+    revision_of,
 )
 from .store import Store, check_format, check_writable, find_store, stage_key
 from ..training.distiller import WHOLE, distiller, own_options
-from ..training.fit import Recipe
+from ..training.fit import SELECTIONS, Recipe
 from ddrobust_nb.training.protocols import (
     PROTOCOLS,
     Protocol,
@@ -82,6 +85,7 @@ PARAMETERS = dict(
     labels="",
     factor=None,
     checkpoint="",
+    normalise="auto",
     methods="",
     store="",
     out="",
@@ -152,7 +156,7 @@ def given_parameters(
     return given
 
 # %% ../../nbs/results/50_plan.ipynb #c016
-_AUTOMATIC = ("network", "distill_network", "attacks", "select", "device", "n_test", "n_models")
+_AUTOMATIC = ("network", "distill_network", "attacks", "select", "device", "n_test", "n_models", "normalise")
 _EMPTY = ("data_root", "distilled", "space", "labels", "checkpoint", "methods", "store", "out")
 NEUTRAL = dict.fromkeys(_AUTOMATIC, ("", "auto")) | dict.fromkeys(_EMPTY, ("",))
 
@@ -195,7 +199,7 @@ def _options_of(function, method):
     takes_frequency = "frequency" in inspect.signature(function).parameters
     return own_options(method) | ({"frequency": None} if takes_frequency else {})
 
-
+# %% ../../nbs/results/50_plan.ipynb #c019h
 def _check_options(method, options, defaults):
     for name, value in options.items():
         if not defaults:
@@ -377,12 +381,16 @@ def complete_cell(
     n_test = _n_test(asked["n_test"], protocol, data)
     check_classes(known["configs"], data)
     preset = preset_options(protocol.name, method, data.spec.name, ipc).get("network", "auto")
-    network = _network([asked["network"], source.network, preset], data)
+    if isinstance(source, GivenModel):
+        wanted = Asked(network=asked["network"], normalise=asked["normalise"])
+        reading = read_given(source.checkpoint, source.card, wanted, data, known["device"])
+        source = replace(source, reading=reading)
+        network = reading.name
+    else:
+        network = _network([asked["network"], source.network, preset], data)
     own = "auto" if source.given else distiller[method].network or "auto"  # the method's own
     distill_network = _network([asked["distill_network"], preset, own], data)
     options = {}
-    if isinstance(source, GivenModel):
-        read_weights(source.checkpoint, make_network(network, data.spec, device="meta"))
     if source.given:
         distill_network = _network_of_card(source.dset)
     else:
@@ -444,7 +452,7 @@ def cell_config(cell: Cell) -> dict:
 
 def _revisions(cell):
     "The revisions of what a cell makes, if any: without them its old rows would be taken for new ones"
-    found = dict(network=network_revision(cell.network, cell.data.spec))
+    found = dict(network=revision_of(cell.network, cell.data.spec))
     if not cell.source.given and cell.method in distiller:
         found["set"] = distiller[cell.method].revision(cell.data, cell.distill_network, cell.options)
     found = {name: revision for name, revision in found.items() if revision is not None}
@@ -479,9 +487,13 @@ def out_folder(
         ) from None
     if other.get("key") != key:
         raise InputError(
-            f"out={folder} holds another cell ({shown(other.get('name'))}): choose another out, or remove that folder"
+            f"out={folder} holds another cell ({_bare(other.get('name'))}): choose another out, or remove that folder"
         )
     return folder
+
+
+def _bare(name):
+    return shown(name).strip("'")
 
 
 def _folder_in_store(cell, key):
@@ -518,11 +530,11 @@ def plan_cell(
     key = stage_key("cell", 1, cell_config(cell), [data.fingerprint])
     return replace(cell, key=key, out=out_folder(asked["out"], cell, key))
 
-
+# %% ../../nbs/results/50_plan.ipynb #c036h
 def _check_words(asked):
     "Refuse names that are not known, and parameters that contradict each other"
     check_choice("protocol", asked["protocol"], PROTOCOLS)
-    check_choice("select", asked["select"], ("auto", "last", "best_test"))
+    check_choice("select", asked["select"], ("auto", *SELECTIONS))
     if not (asked["distilled"] or asked["checkpoint"]):
         check_choice("method", asked["method"], distiller)
     elif asked["options"]:
@@ -533,6 +545,10 @@ def _check_words(asked):
             raise InputError(
                 f"{name} says how a ready set is read, and none was given: set distilled, or leave {name} out"
             )
+    if asked["normalise"] != "auto" and not asked["checkpoint"]:
+        raise InputError(
+            "normalise says how the images of a ready model were normalised: give its file as checkpoint, or leave it out"
+        )
     if asked["checkpoint"]:
         _refuse_recipe(asked, "a ready model was given")
     if asked["checkpoint"] and (asked["n_models"] or 1) > 1:
@@ -557,7 +573,7 @@ def summary(cell: Cell) -> str:
     cut = " (cut down for a CPU: its numbers are not the paper's experiment)" if is_quick else ""
     attacks = ", ".join(map(str, cell.configs)) or "none"
     lines = [
-        f"**{cell.name}**, protocol {cell.protocol.name}{cut}",
+        f"**{html.escape(cell.name, quote=False)}**, protocol {cell.protocol.name}{cut}",
         "",
         cell.source.set_line(cell),
         cell.source.model_line(cell),

@@ -36,7 +36,7 @@ class RowOfFormat1:
     seed: int  # Seed of the model
     best: bool  # The model with the highest clean accuracy of its cell
     protocol: str
-    select: str  # Which checkpoint was attacked: last or best_test
+    select: str  # Which checkpoint was attacked: last, best_val or best_test
     attack: str  # A registered name, or ta:NAME; none for a row without attack
     preset: str  # aa-standard, aa-paper or aa-quick for AutoAttack and its parts
     norm: str

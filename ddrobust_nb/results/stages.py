@@ -8,6 +8,7 @@ __all__ = ['TRAINING', 'EVALUATION', 'make_part', 'prerequisite_parts', 'Distill
            'train_cell', 'attack_key', 'attack_one', 'attack_cell', 'given_checks', 'check_one']
 
 # %% ../../nbs/results/55_stages.ipynb #c002
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +19,11 @@ from ..attacks.attack import AttackConfig
 from ..attacks.checks import attack_checks, model_checks
 from ..attacks.robustness import Evaluation, ModelEvaluation, attacked_index
 from ..foundations.compiling import can_compile, worth_compiling
-from ..foundations.core import InputError, check_path
+from ..foundations.core import InputError
 from ..attacks.labels import class_checks
 from ..foreign.set_card import set_checks
 from ..foundations.data import as_pixels, test_subset
-from ..foundations.networks import make_network, network_revision
+from ..foundations.networks import make_network
 from ..foundations.predict import predict
 from .keys import VERSIONS, attack_config_fields, attack_fields
 from .methods import code_of
@@ -35,9 +36,9 @@ from ddrobust_nb.results.sources import (
     model_key,
     model_seeds,
     needed_parts,
-    read_weights,
+    revision_of,
 )
-from .store import cached, cached_together, sha256_of, stage_key, write_json
+from .store import cached, cached_together, stage_key, write_json
 from ..training.distilled import DistilledSet, load_own_set, save_set
 from ..training.distiller import distiller
 from ..training.fit import History, fit, frozen, weights
@@ -213,7 +214,7 @@ def read_model(
     "A model with the checkpoint that its recipe selects"
     card = read_json(folder / "training.json", TRAINING, "the record")
     right = {name: flag.bool() for name, flag in load_file(folder / "right.safetensors").items()}
-    chosen = "best" if cell.recipe.select == "best_test" else "last"
+    chosen = "last" if cell.recipe.select == "last" else "best"
     net = make_network(cell.network, cell.data.spec, device=cell.device).eval()
     net.load_state_dict(load_file(folder / f"{chosen}.safetensors"))
     return Trained(
@@ -289,10 +290,10 @@ def _way(net, cell, distilled):
 # %% ../../nbs/results/55_stages.ipynb #c034
 def load_checkpoint(cell: Cell) -> Trained:
     "The model that was given"
-    path = check_path("checkpoint", cell.source.checkpoint)
-    net = make_network(cell.network, cell.data.spec, device=cell.device).eval()
-    tensors, target = read_weights(cell.source.checkpoint, net)
-    target.load_state_dict(tensors)
+    [key] = cell.model_keys
+    net = copy.deepcopy(cell.source.reading.net)
+    order = torch.channels_last if torch.device(cell.device).type == "cpu" else torch.contiguous_format
+    net = net.to(cell.device, memory_format=order).eval()
     right = _right(net, cell.data, cell.device)
     clean = right.double().mean().item()
     return Trained(
@@ -302,7 +303,7 @@ def load_checkpoint(cell: Cell) -> Trained:
         clean_last=clean,
         clean_best=clean,
         history=History(),
-        key=sha256_of(path)[:16],
+        key=key,
     )
 
 # %% ../../nbs/results/55_stages.ipynb #c036
@@ -324,7 +325,7 @@ def attack_key(
     "The key of one evaluation"
     revision = None  # the key of a trained model contains it already
     if cell.source.checkpoint:
-        revision = network_revision(cell.network, cell.data.spec)
+        revision = revision_of(cell.network, cell.data.spec)
     fields = attack_fields(config, cell.n_test, cell.seed, revision) | code_of("attack", config.attack)
     return stage_key("attack", VERSIONS["attack"], fields, [model, cell.recipe.select, cell.data.fingerprint])
 

@@ -12,6 +12,7 @@ __all__ = ['FORMAT', 'FILE_NAME', 'ARTEFACT_CARD', 'LOCKS', 'stage_key', 'replac
 from ..foundations.core import InputError, check_path, progress
 import functools
 import hashlib
+import html
 import io
 import json
 import os
@@ -106,7 +107,7 @@ class Store:
 
     def _repr_html_(self):
         counts = ", ".join(f"{number} {stage}" for stage, number in self.count().items())
-        return f"Store at <code>{self.root}</code>: {counts or 'empty'}"
+        return f"Store at <code>{html.escape(str(self.root))}</code>: {counts or 'empty'}"
 
 
 def _visible_folders(folder):

@@ -30,7 +30,7 @@ class Protocol:
     epochs: int  # Training epochs at a higher IPC
     decay_every: int  # Epochs after which the learning rate falls to a tenth; None: half of the epochs
     order: str  # Training order: "shuffled" or "sorted"
-    select: str  # Checkpoint: "last" or "best_test"
+    select: str  # Checkpoint: one of `SELECTIONS`
     check_every: int  # Epochs between looks at the test images
     check_n: int  # Test images looked at, 0 for all
     attacks: str  # Named list of attacks

@@ -108,7 +108,7 @@ def accepted(store, /, **given):
         (dict(network="ConvNetD3-w99999999"), "width"),
         (dict(protocol="quik"), "unknown protocol 'quik': did you mean 'quick'"),
         (dict(protocol="Paper"), "did you mean 'paper'"),
-        (dict(select="best"), "unknown select 'best': did you mean 'best_test'"),
+        (dict(select="best"), "unknown select 'best': did you mean 'best_val'"),
         (dict(select="Last"), "did you mean 'last'"),
     ),
 )
@@ -124,7 +124,7 @@ def test_unknown_names(store, given, say):
     (
         *(
             (dict(ipc=v), "ipc must be a whole number from 1 to 124 .*smallest class of digits")
-            for v in (0, -1, 1.5, 1.0, True, "1", None, 125, float("nan"), [1])
+            for v in (0, -1, 1.5, 1.0, True, "1", None, 125, [1])
         ),
         *((dict(method="whole", ipc=v), "ipc must be") for v in (0, -1, 1.5, True, "many")),
         *(
@@ -298,8 +298,8 @@ def test_good_options(store):
     (
         ("dm", dict(init="noise")),
         ("kmeans", dict(seed=2**40)),
-        ("dm", dict(seed=2**70)),
-        ("random", dict(seed=2**70)),
+        ("dm", dict(seed=10**13)),
+        ("random", dict(seed=10**13)),
     ),
 )
 def test_what_is_planned_runs(store, method, given):
@@ -616,11 +616,11 @@ def test_not_safetensors(store, tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "x.pt")
     (tmp_path / "y.safetensors").write_text("hello")
     save_file({"x": torch.zeros(1)}, tmp_path / "z.safetensors")
-    for name in ("distilled", "checkpoint"):
-        for file in ("x.pt", "y.safetensors"):
-            refused(store, "not a readable safetensors file", **{name: str(tmp_path / file)})
+    refused(store, "does not fit the networks here", checkpoint=str(tmp_path / "x.pt"))
+    refused(store, "no container that is known here", checkpoint=str(tmp_path / "y.safetensors"))
     refused(store, "no tensor named 'images'", distilled=str(tmp_path / "z.safetensors"))
-    refused(store, "does not fit the network", checkpoint=str(tmp_path / "z.safetensors"))
+    refused(store, "does not fit the networks here", checkpoint=str(tmp_path / "z.safetensors"))
+    refused(store, "give its file as checkpoint", normalise="pixels")
 
 
 SPECS = {
@@ -751,8 +751,15 @@ def test_checkpoint(store, tmp_path, data, monkeypatch):
 @pytest.mark.parametrize(
     "given, card, say",
     (
-        ({}, {}, "does not fit the network ConvNetD3"),
-        (dict(network="ResNet18"), {}, "does not fit"),
+        (
+            dict(network="ConvNetD3-w8"),
+            {},
+            "do not fit the network ConvNetD3-w8: .* set network=ConvNetD3-w4",
+        ),
+        (dict(network="ResNet18"), {}, "do not fit"),
+        (dict(network="no_such:net"), {}, "cannot be imported"),
+        (dict(normalise="zca"), {}, "normalise must be auto, one of dc"),
+        (dict(network="ConvNetD3-w4"), dict(normalise={"mean": 1}), "normalise.mean must be a list"),
         *((dict(network="ConvNetD3-w4", ipc=v), {}, "ipc must be") for v in (0, -1, "a", 1.5)),
         (dict(network="ConvNetD3-w4"), dict(dataset="cifar10"), "cifar10"),
         (dict(network="ConvNetD3-w4"), "[1]", "card"),

@@ -7,12 +7,9 @@ import copy
 import importlib
 import inspect
 import pkgutil
-import tempfile
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 import ddrobust_nb
@@ -28,7 +25,6 @@ from ddrobust_nb.distillers import dc, dm, mtt, sre2l, tesla
 from ddrobust_nb.frequency import models as frequency
 from ddrobust_nb.foundations.compiling import compiled, worth_compiling
 from ddrobust_nb.foundations.networks import Network, count_parameters, make_network
-from ddrobust_nb.results.sources import read_weights
 from ddrobust_nb.fast import convolution
 from ddrobust_nb.foundations import networks
 from ddrobust_nb.foundations import predict as predict_page
@@ -266,12 +262,6 @@ def without_target(net):
     return student, start, *rest
 
 
-def weights_read(net):
-    with tempfile.TemporaryDirectory() as folder:
-        save_file(net.state_dict(), Path(folder) / "weights.safetensors")
-        return read_weights(str(Path(folder) / "weights.safetensors"), net)
-
-
 def fuse(net):
     with pytest.raises(InputError, match="can be fused"):
         fused.FusedConvNet(net)
@@ -301,7 +291,6 @@ DOES_NOT_ASK = {  # Looks at the network, or copies it: any mode will do
     "foundations.compiling.compiled": lambda net: compiled(first, net, 10),
     "foundations.networks.count_parameters": lambda net: count_parameters(net),
     "foundations.compiling.worth_compiling": lambda net: worth_compiling(net, 10),
-    "results.sources.read_weights": weights_read,
     "fast.fused.FusedConvNet": fuse,
     "fast.fused.accelerated": lambda net: fused.accelerated(net, "cpu"),
     "fast.fused.can_fuse": lambda net: fused.can_fuse(net, "cpu"),

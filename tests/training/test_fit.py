@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from ddrobust_nb.training import fit as train
 from ddrobust_nb.foundations.core import InputError
-from ddrobust_nb.foundations.data import as_pixels, specs, test_subset as subset_of
+from ddrobust_nb.foundations.data import as_pixels, make_data, specs, validation_index
+from ddrobust_nb.foundations.data import test_subset as subset_of
 from ddrobust_nb.distillers.baselines import random
 from ddrobust_nb.foundations.networks import make_network
 from ddrobust_nb.training.protocols import PROTOCOLS, recipe_for
@@ -249,7 +250,7 @@ def test_the_loss_noted_is_the_mean_over_images(data, few):
         (dict(batch=0), "batch"),
         (dict(order="random"), "order"),
         (dict(labels="soft"), "labels"),
-        (dict(select="best"), "did you mean 'best_test'"),
+        (dict(select="best"), "did you mean 'best_val'"),
         (dict(select="best_test"), "test=data"),
         (dict(augment="colour"), "did you mean 'color'"),
     ],
@@ -442,3 +443,31 @@ def test_padding_is_black(data):
 def test_new_fields_are_checked(field, value, few):
     with pytest.raises(InputError, match=field):
         run(few, replace(FEW, **{field: value}))
+
+
+@pytest.mark.parametrize("name", ["best_val", "best_test"])
+def test_what_a_checkpoint_is_chosen_by(name):
+    "Held-out training images never meet the network, and with them no test image has a say"
+    data = tiny_data(counts=(12, 13, 14))
+    recipe = replace(FEW, select=name, check_every=1)
+    one_class = torch.zeros_like(data.test_labels)
+    other_tests = make_data(
+        data.spec, data.train_images, data.train_labels, 255 - data.test_images, one_class
+    )
+    nets = [run(data, recipe, test=test) for test in (data, other_tests)]
+    same = nets[0].history.accuracy == nets[1].history.accuracy
+    assert same == (name == "best_val")
+
+
+def test_a_whole_training_set_is_trained_on_without_the_held_out_images():
+    "Other pixels in those images change the choice only, never the last weights"
+    data = tiny_data(counts=(12, 13, 14))
+    held_out = validation_index(data)
+    assert torch.bincount(data.train_labels[held_out]).tolist() == [1, 1, 1]
+    images = data.train_images.clone()
+    images[held_out] = 255 - images[held_out]
+    changed = make_data(data.spec, images, data.train_labels, data.test_images, data.test_labels)
+    a, b = (run(d, replace(FEW, select="best_val", check_every=1), test=d) for d in (data, changed))
+    assert all(torch.equal(a.history.last[k], b.history.last[k]) for k in a.history.last)
+    a, b = (run(d, FEW, test=d) for d in (data, changed))
+    assert not all(torch.equal(a.history.last[k], b.history.last[k]) for k in a.history.last)

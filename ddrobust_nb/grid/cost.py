@@ -9,6 +9,7 @@ __all__ = ['BATCH_OPTIONS', 'distil_passes', 'prerequisite_passes', 'train_passe
 
 # %% ../../nbs/grid/20_cost.ipynb #c002
 import functools
+import os
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -229,7 +230,7 @@ def is_stored(
     key: str,
 ) -> bool:
     "Whether a result is in the store"
-    return (store.folder(stage, key) / "card.json").is_file()
+    return os.path.isfile(store.folder(stage, key) / "card.json")
 
 # %% ../../nbs/grid/20_cost.ipynb #c019
 class StageWork(NamedTuple):

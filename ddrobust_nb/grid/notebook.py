@@ -19,7 +19,7 @@ from pathlib import Path
 
 import ddrobust_nb
 from ..foundations.core import InputError
-from ..results.store import Busy, Store, locked, write_json
+from ..results.store import Busy, Store, locked, make_folder, umask_of, write_json
 from ..foundations.outside import MissingFile, Record, Text, read_json
 
 # %% ../../nbs/grid/25_notebook.ipynb #c005
@@ -63,7 +63,7 @@ def is_executed(
     notebook: str = "run_cell",
 ) -> bool:
     "Whether a cell's folder holds its rows and its executed notebook, even if something could not be shown"
-    return (out / f"{notebook}.ipynb").is_file() and has_rows(out)
+    return os.path.isfile(out / f"{notebook}.ipynb") and has_rows(out)
 
 # %% ../../nbs/grid/25_notebook.ipynb #c006e
 def is_done(
@@ -143,7 +143,7 @@ def write_failure(
         host=socket.gethostname(),
     )
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         write_json(out / "failed.json", content)
     except OSError as problem:  # a full disk must not stop the other cells
         reason = problem.strerror or problem
@@ -197,19 +197,21 @@ def run_notebook(
 
     notebook = Path(notebook)
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     unfinished = out / f".{notebook.name}"
     rows_before = _rows_stamp(out)
     began = time.time()
     try:
-        papermill.execute_notebook(
-            notebook,
-            unfinished,
-            parameters=given,
-            cwd=str(notebook.parent),
-            progress_bar=False,
-            log_output=False,
-        )
+        unfinished.unlink(missing_ok=True)  # of an interrupted run, perhaps of another user
+        with umask_of(out):
+            papermill.execute_notebook(
+                notebook,
+                unfinished,
+                parameters=given,
+                cwd=str(notebook.parent),
+                progress_bar=False,
+                log_output=False,
+            )
         message = _keep_notebook(unfinished, out / notebook.name)
     except Exception as error:
         rows_are_new = has_rows(out) and _rows_stamp(out) != rows_before

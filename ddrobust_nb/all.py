@@ -6,11 +6,11 @@
 __all__ = ['table', 'show', 'InputError', 'generator', 'pick_device', 'seeded', 'Data', 'Spec', 'as_pixels', 'image_grid',
            'make_data', 'specs', 'test_subset', 'dataset', 'dataset_table', 'load_data', 'Network', 'make_network',
            'network', 'accuracy', 'predict', 'AttackConfig', 'attack', 'parse_attacks', 'Evaluation', 'evaluate',
-           'attack_images', 'DistilledSet', 'load_set', 'save_set', 'show_set', 'distiller', 'Recipe', 'fit',
-           'preset_options', 'recipe_for', 'band_accuracy', 'fourier_heat_map', 'perturbations', 'plot_heat_map',
-           'principal_components', 'similarity', 'band_share', 'log_spectrum', 'radial_profile', 'show_spectra',
-           'split_bands', 'mix', 'Finished', 'run_stages', 'plan_cell', 'read_results', 'results_table', 'Result',
-           'write_results']
+           'attack_images', 'load_model', 'sanity_training', 'set_card', 'DistilledSet', 'load_set', 'save_set',
+           'show_set', 'distiller', 'Recipe', 'fit', 'preset_options', 'recipe_for', 'band_accuracy',
+           'fourier_heat_map', 'perturbations', 'plot_heat_map', 'principal_components', 'similarity', 'band_share',
+           'log_spectrum', 'radial_profile', 'show_spectra', 'split_bands', 'mix', 'compare_rows', 'pairs_table',
+           'Finished', 'run_stages', 'plan_cell', 'read_results', 'results_table', 'Result', 'write_results']
 
 # %% ../nbs/explore/10_all.ipynb #c002
 import sys
@@ -35,6 +35,8 @@ _all_ = [dataset, dataset_table, load_data, Network, make_network, network, accu
 from .attacks.attack import AttackConfig, attack, parse_attacks
 from .attacks.robustness import Evaluation, evaluate
 from .attacks.running import attack_images
+from .foreign.models import load_model
+from .foreign.set_card import sanity_training, set_card
 from .foreign.sets import load_set
 from .training.distilled import DistilledSet, save_set, show_set
 from .training.distiller import distiller
@@ -42,6 +44,7 @@ from .training.fit import Recipe, fit
 from .training.protocols import preset_options, recipe_for
 
 _all_ = [AttackConfig, attack, parse_attacks, Evaluation, evaluate, attack_images]
+_all_ = [load_model, sanity_training, set_card]
 _all_ = [DistilledSet, load_set, save_set, show_set, distiller, Recipe, fit, preset_options, recipe_for]
 
 # %% ../nbs/explore/10_all.ipynb #c010
@@ -65,6 +68,7 @@ from .frequency.similarity import principal_components, similarity
 from .frequency.spectra import band_share, log_spectrum, radial_profile, show_spectra, split_bands
 from .mixing.mix import mix
 from .results.cell_rows import Finished, run_stages
+from .results.pairs import compare_rows, pairs_table
 from .results.plan import plan_cell
 from .results.reading import read_results
 from .results.report import results_table
@@ -72,6 +76,7 @@ from .results.rows import Result, write_results
 
 _all_ = [band_accuracy, fourier_heat_map, perturbations, plot_heat_map, principal_components, similarity]
 _all_ = [band_share, log_spectrum, radial_profile, show_spectra, split_bands, mix]
+_all_ = [compare_rows, pairs_table]
 _all_ = [Finished, run_stages, plan_cell, read_results, results_table, Result, write_results]
 
 # %% ../nbs/explore/10_all.ipynb #c017
@@ -103,7 +108,7 @@ def _(thing: Evaluation):
 @table.register
 def _(thing: list):
     if not thing:
-        raise InputError("there are no rows to show")
+        return pd.DataFrame()
     if not all(isinstance(line, Evaluation) for line in thing):
         return results_table(thing)
     lines = []

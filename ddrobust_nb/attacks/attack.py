@@ -281,7 +281,8 @@ def _completed(config):
     _refuse_preset(config)
     if entry.one_step:
         return dict(eps=eps, steps=_single_step(config))
-    steps = check_int("steps", 10 if config.steps is None else config.steps, 1, 10**15)
+    steps = check_int("steps", 10 if config.steps is None else config.steps, 1)
+    check_int("steps", steps, 1, 10**15)
     alpha = default_alpha(eps) if config.alpha is None else write_size("alpha", config.alpha)
     return dict(eps=eps, steps=steps, alpha=alpha)
 

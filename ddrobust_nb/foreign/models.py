@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRIAL', 'LONGER', 'KNOWN_HABIT', 'Habit', 'habits', 'parse_normalise', 'Candidate', 'Trial', 'can_try', 'trial_index',
-           'try_candidates', 'decide', 'is_import_path', 'module_from_path', 'path_digest', 'GivenNetwork',
-           'given_network', 'load_model']
+           'try_candidates', 'decide', 'is_import_path', 'module_from_path', 'path_digest', 'counted_network',
+           'GivenNetwork', 'given_network', 'load_model']
 
 # %% ../../nbs/foreign/70_models.ipynb #c002
 import copy
@@ -197,7 +197,7 @@ def decide(
     trial: Trial,
     dialect: str,  # Of the names of layers
     spec: Spec,  # Of the data
-    usual: str = "",  # The network that is taken where several are equally good
+    standard: str = "",  # The network that is taken where several are equally good
 ) -> tuple:  # The candidate to take, why in a sentence; (None, why not) where it cannot be decided
     "The candidate that a trial speaks for"
     best = trial.candidates[0]
@@ -215,24 +215,24 @@ def decide(
         )
     own = [c for c in rivals if c.habit.name == "dc"] if dialect in KNOWN_HABIT else []
     if own:
-        chosen = next((c for c in own if c.network == usual), own[0])
+        chosen = next((c for c in own if c.network == standard), own[0])
         others = _others(rivals, chosen)
         return chosen, (
             f"{chosen.habit.name}: {chosen.accuracy:.1%} of {n:,} training images are right; {others} cannot be told apart, and "
             f"the names of the layers are of the {dialect}, which uses these constants"
         )
     is_one_habit = {c.habit.name for c in rivals} == {best.habit.name}
-    standard = [c for c in rivals if c.network == usual]
-    if is_one_habit and standard:
+    standard_ones = [c for c in rivals if c.network == standard]
+    if is_one_habit and standard_ones:
         return (
-            standard[0],
-            f"{best.habit.name}: {standard[0].accuracy:.1%} of {n:,} training images are right, and {usual} is the usual network",
+            standard_ones[0],
+            f"{best.habit.name}: {standard_ones[0].accuracy:.1%} of {n:,} training images are right, and {standard} is the standard network",
         )
     if is_one_habit:
         return None, f"the network cannot be told: {', '.join(c.network for c in rivals)} are equally good"
     return None, f"several are equally good on {n:,} training images"
 
-
+# %% ../../nbs/foreign/70_models.ipynb #c035b
 def _second(trial):
     "The next best candidate, in words"
     if len(trial.candidates) < 2:
@@ -293,6 +293,13 @@ def path_digest(
         return {}
     return dict(code=hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16])
 
+# %% ../../nbs/foreign/70_models.ipynb #c011n
+def counted_network(
+    network: str,  # Of a cell
+) -> str:
+    "The network that an estimate counts with: for one that you give by its import path, the standard ConvNet"
+    return "auto" if is_import_path(network) else network
+
 # %% ../../nbs/foreign/70_models.ipynb #c042
 @dataclass(frozen=True)
 class GivenNetwork:
@@ -343,8 +350,11 @@ def given_network(
     stated = _stated(normalise, known, found.constants, data.spec)
     chosen, why, trial = _choose(bodies, stated, dialect, data, found.is_ours, device, where=_name_of(model))
     name, habit = chosen
-    net = Network(Normalise(habit.mean, habit.std), bodies[name], name, spec=data.spec).eval()
-    usual = found.constants or (data.spec.mean, data.spec.std)
+    is_known = not isinstance(model, nn.Module) and not is_import_path(name)  # else its cost is not known
+    net = Network(
+        Normalise(habit.mean, habit.std), bodies[name], name, spec=data.spec if is_known else None
+    ).eval()
+    default = found.constants or (data.spec.mean, data.spec.std)
     return GivenNetwork(
         net=net,
         name=name,
@@ -352,10 +362,10 @@ def given_network(
         decided=why,
         notes=found.notes,
         trial=trial,
-        is_default=(habit.mean, habit.std) == usual,
+        is_default=(habit.mean, habit.std) == default,
     )
 
-
+# %% ../../nbs/foreign/70_models.ipynb #c043b
 def _name_of(model):
     "A model in a few words"
     return type(model).__name__ if isinstance(model, nn.Module) else repr(str(model))
@@ -439,7 +449,7 @@ def _choose(bodies, stated, dialect, data, is_ours, device, where):
         pairs = rivals
     if stated is not None:  # only the variants were tried
         name = chosen.network if chosen else names[0]
-        others = "" if chosen else f"; {why}, and {name} is the usual one"
+        others = "" if chosen else f"; {why}, and {name} is the standard one"
         return (name, stated[0]), stated[1] + others, trial
     if chosen is None:
         raise InputError(_question(where, trial, why, data))

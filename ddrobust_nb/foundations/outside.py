@@ -276,7 +276,7 @@ def parse_json(
 class MissingFile(InputError, FileNotFoundError):
     "There is no such file"
 
-
+# %% ../../nbs/foundations/15_outside.ipynb #c038b
 def read_json(
     path,  # Of the file
     kind: Kind = Kind(),  # What it must hold

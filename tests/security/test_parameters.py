@@ -168,3 +168,10 @@ def test_none_means_the_attacks_of_the_protocol(plan):
         assert all(str(config) in summary(cell) for config in cell.configs)
     assert not plan(attacks="none").configs
     assert re.search("attacks: 0 settings .* none", summary(plan(attacks="none")))
+
+
+def test_a_network_of_somebody_else_has_no_size_that_we_know(data):
+    "A card may name any network; that alone refuses nothing"
+    assert limits.size_of("my_module:my_network", data.spec) == limits.NetworkSize()
+    known = limits.size_of("ConvNetD3-w16", data.spec)
+    assert known.parameters > 1000 and known.work >= limits.LEAST_WORK

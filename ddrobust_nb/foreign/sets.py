@@ -15,15 +15,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from ddrobust_nb.foreign.layouts import (
-    FoundSet,
-    check_factor,
-    order_axes,
-    order_labels,
-    read_found,
-    split_images,
-    split_number,
-)
+from .layouts import FoundSet, split_number
+from .ordering import check_factor, order_axes, order_labels, split_images
+from .paths import read_found
 from .space import Whitening, check_numbers, constants_for, find_pixels
 from ..foundations.core import InputError, Registry, check_choice, check_int, check_path
 from ..foundations.data import Data, Spec, as_pixels, specs
@@ -81,14 +75,14 @@ def check_stored_ipc(
     ipc: int,  # As it is said; None: not said
 ) -> DistilledSet:  # The set, with this number
     "`InputError` if a set cannot have as many images per class as it is said"
-    said = dset.ipc if ipc is None else check_int("ipc", ipc, 1)
+    claimed = dset.ipc if ipc is None else check_int("ipc", ipc, 1)
     factor = (dset.reading or {}).get("factor", 1)
     stored = len(dset) / factor**2
-    if said is not None and stored != said * dset.spec.classes:
+    if claimed is not None and stored != claimed * dset.spec.classes:
         raise InputError(
-            f"the set has {stored:g} images for {dset.spec.classes} classes, which is not {said} per class: correct ipc, or give the whole set"
+            f"the set has {stored:g} images for {dset.spec.classes} classes, which is not {claimed} per class: correct ipc, or give the whole set"
         )
-    return replace(dset, ipc=said)
+    return replace(dset, ipc=claimed)
 
 # %% ../../nbs/foreign/40_sets.ipynb #c018
 def set_from(
@@ -134,10 +128,10 @@ def is_own_set(path) -> bool:
 # %% ../../nbs/foreign/40_sets.ipynb #c023
 def _check_own(**given):
     "Our own sets are pixels with labels: nothing is left to be said"
-    said = [name for name, value in given.items() if value is not None and value != "pixels"]
-    if said:
+    extra = [name for name, value in given.items() if value is not None and value != "pixels"]
+    if extra:
         raise InputError(
-            f"{said[0]} is for sets of others, and the card of this one says everything: leave {said[0]} out"
+            f"{extra[0]} is for sets of others, and the card of this one says everything: leave {extra[0]} out"
         )
 
 # %% ../../nbs/foreign/40_sets.ipynb #c025
@@ -196,7 +190,7 @@ def with_card(dset, folder):
     "`set.safetensors` in pixels, and the card `set.json`"
     save_set(dset, folder)
 
-
+# %% ../../nbs/foreign/40_sets.ipynb #c036
 @set_writer
 def safetensors(dset, folder):
     "One file `set.safetensors` in pixels, without a card: its metadata says the space"
@@ -209,7 +203,7 @@ def safetensors(dset, folder):
         {"space": "pixels", "dataset": dset.spec.name},
     )
 
-# %% ../../nbs/foreign/40_sets.ipynb #c038
+# %% ../../nbs/foreign/40_sets.ipynb #c039
 @set_writer
 def png_folders(dset, folder):
     "A folder of PNG files for each class; soft labels in `soft_labels.pt`, in the order of the names"
@@ -230,7 +224,7 @@ def png_folders(dset, folder):
     if dset.labels.ndim == 2:
         torch.save(storable(dset.labels[order]), folder / "soft_labels.pt")
 
-# %% ../../nbs/foreign/40_sets.ipynb #c041
+# %% ../../nbs/foreign/40_sets.ipynb #c042
 @set_writer
 def dd_ranking(dset, folder):
     "`images.pt` normalised, `labels.pt` with classes or logits, `lr.pt` if there is a step size"

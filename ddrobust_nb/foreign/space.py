@@ -109,7 +109,7 @@ class SpaceFit:
     shift: float  # Difference of the means, in standard deviations of the dataset
     distance: float  # |log contrast| + shift, averaged over the channels
 
-# %% ../../nbs/foreign/30_space.ipynb #c016
+# %% ../../nbs/foreign/30_space.ipynb #c017
 def fit_space(
     images: torch.Tensor,  # [n,C,H,W] in an unknown space
     space: str,  # How they are read
@@ -129,7 +129,7 @@ def fit_space(
         distance=(contrast.log().abs() + shift).mean().item(),
     )
 
-# %% ../../nbs/foreign/30_space.ipynb #c018
+# %% ../../nbs/foreign/30_space.ipynb #c019
 def dataset_statistics(
     source,  # `Data`, or its `Spec` where there are no images
 ) -> tuple:  # Means and deviations of the pixels
@@ -147,7 +147,7 @@ def _are_only_planned(data):
     "Whether data have shapes and no pixels (a plan of a dataset that is not here)"
     return isinstance(data.train_images, torch.Tensor) and data.train_images.is_meta
 
-# %% ../../nbs/foreign/30_space.ipynb #c021
+# %% ../../nbs/foreign/30_space.ipynb #c022
 MAX_WHITENED = 64 * 64 * 3  # Numbers in an image; the matrix has the square of it
 ZCA_EPS = 0.1
 
@@ -173,7 +173,7 @@ class Whitening:
             )
         return (rows @ matrix + mean).view(shape).float()
 
-# %% ../../nbs/foreign/30_space.ipynb #c022
+# %% ../../nbs/foreign/30_space.ipynb #c023
 def fit_whitening(
     images: torch.Tensor,  # Training images: bytes, or float pixels
     eps: float = ZCA_EPS,
@@ -198,7 +198,7 @@ def fit_whitening(
     roots = (values.clamp(min=0) + eps).sqrt()
     return Whitening(mean=mean, matrix=(vectors / roots) @ vectors.T, inverse=(vectors * roots) @ vectors.T)
 
-# %% ../../nbs/foreign/30_space.ipynb #c026
+# %% ../../nbs/foreign/30_space.ipynb #c027
 WHITE_DEVIATION = 0.235  # Of whitened CIFAR-10 images, for data that are not there
 
 
@@ -217,7 +217,7 @@ def white_deviation(
     values = torch.linalg.eigvalsh((rows @ rows.T / (n - 1)).double()).clamp(min=0)
     return (values / (values + ZCA_EPS)).sum().div(rows.shape[1]).sqrt().item()
 
-# %% ../../nbs/foreign/30_space.ipynb #c028
+# %% ../../nbs/foreign/30_space.ipynb #c029
 def fit_white(
     images: torch.Tensor,  # [n,C,H,W] in an unknown space
     deviation: float,  # Of whitened training images
@@ -234,7 +234,7 @@ def fit_white(
         distance=(contrast.log().abs() + shift).mean().item(),
     )
 
-# %% ../../nbs/foreign/30_space.ipynb #c031
+# %% ../../nbs/foreign/30_space.ipynb #c032
 def fit_spaces(
     images: torch.Tensor,  # [n,C,H,W] floats in an unknown space
     spec: Spec,  # Of the dataset
@@ -247,7 +247,7 @@ def fit_spaces(
     fits.append(fit_white(images, white))
     return sorted(fits, key=lambda fit: fit.distance)
 
-# %% ../../nbs/foreign/30_space.ipynb #c033
+# %% ../../nbs/foreign/30_space.ipynb #c034
 def space_table(
     fits: list,  # Of `SpaceFit`
 ) -> pd.DataFrame:
@@ -263,7 +263,7 @@ def space_table(
         rows.append(row | {"outside [0,1], %": 100 * fit.outside})
     return pd.DataFrame(rows).round(2).set_index("space")
 
-# %% ../../nbs/foreign/30_space.ipynb #c036
+# %% ../../nbs/foreign/30_space.ipynb #c037
 FITS = 0.8  # Largest distance of a space that is decided
 CLEARLY = 0.35  # How much further every other kind of space must be
 CONSTANTS_FIT = 0.4  # Largest distance at which two constants of the field can be told apart
@@ -295,7 +295,7 @@ def _question(problem, fits):
     )
     return f"{problem} (read as {listed}; 1.00 and 0.00 are those of the dataset): say space=..., for example space={fits[0].space!r}"
 
-# %% ../../nbs/foreign/30_space.ipynb #c039
+# %% ../../nbs/foreign/30_space.ipynb #c040
 def check_numbers(
     images: torch.Tensor,  # As a file holds them
 ):
@@ -310,7 +310,7 @@ def check_numbers(
             f"{bad} of the {images.numel()} values of the images are NaN or infinite: get the file again"
         )
 
-# %% ../../nbs/foreign/30_space.ipynb #c042
+# %% ../../nbs/foreign/30_space.ipynb #c043
 @dataclass(frozen=True)
 class PixelsFound:
     "Images as pixels, and how their space was decided"
@@ -320,7 +320,7 @@ class PixelsFound:
     why: str  # A sentence
     fits: tuple = ()  # Of `SpaceFit`; empty where nothing had to be found out
 
-# %% ../../nbs/foreign/30_space.ipynb #c044
+# %% ../../nbs/foreign/30_space.ipynb #c045
 def find_pixels(
     images: torch.Tensor,  # [n,C,H,W] of any number type
     source,  # `Data` of the dataset, or its `Spec`
@@ -351,7 +351,7 @@ def find_pixels(
         x = to_pixels(images, space, spec)
     return PixelsFound(images=x, space=space, why=why, fits=tuple(fits))
 
-# %% ../../nbs/foreign/30_space.ipynb #c045
+# %% ../../nbs/foreign/30_space.ipynb #c046
 def _far_away(fit, space):
     "A fit that is far from all others"
     return SpaceFit(space=space, outside=1.0, contrast=fit.contrast, shift=fit.shift, distance=float("inf"))

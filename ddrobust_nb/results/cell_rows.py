@@ -306,7 +306,9 @@ def _write_set(finished, out):
     "The set that a cell distilled, and the teacher that relabels it"
     cell, distilled = finished.cell, finished.distilled
     if distilled.dset and distilled.dset.reading:
-        write_set_card(set_card(distilled.dset), out / f"card-{cell.method}")
+        accuracies = [model.clean for model in finished.models]
+        card = set_card(replace(distilled.dset, method=cell.method), accuracies=accuracies)
+        write_set_card(card, out / f"card-{cell.method}")
     if "distil" not in cell.source.stages(cell):
         return
     folder = save_set(distilled.dset, out / f"set-{cell.method}")

@@ -172,6 +172,6 @@ def test_none_means_the_attacks_of_the_protocol(plan):
 
 def test_a_network_of_somebody_else_has_no_size_that_we_know(data):
     "A card may name any network; that alone refuses nothing"
-    assert limits.size_of("my_module:my_network", data.spec) == limits.NetworkSize()
+    assert limits.size_of("NoSuchNet", data.spec) == limits.NetworkSize()
     known = limits.size_of("ConvNetD3-w16", data.spec)
     assert known.parameters > 1000 and known.work >= limits.LEAST_WORK

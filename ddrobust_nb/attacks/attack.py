@@ -133,9 +133,7 @@ class Attack:
     margin: float = 0.1  # Percentage points by which they may beat it, from 10,000 images on
     parts: tuple = ()  # Attacks that it unites: an image is robust if it survives all of them
     min_classes: int = 2  # Classes that the model must have
-    passes: object = (
-        None  # (configs, classes) -> forward passes for an image that survives; None: three a step
-    )
+    passes: object = None  # (configs, classes) -> passes for an image that survives; None: three a step
     serves: object = None  # (name, backend) -> bool for a family of attacks; None: only its own name
 
     def __post_init__(self):
@@ -305,7 +303,7 @@ def _refuse_preset(config):
         )
     if config.preset:
         raise InputError(
-            f"only AutoAttack and its parts have a preset, got preset {config.preset!r} for {config.attack}"
+            f"only AutoAttack and its parts have a preset, got {config.preset!r} for {config.attack}"
         )
 
 
@@ -423,9 +421,7 @@ def parse_attack(
     if not name.startswith("ta:"):
         backend, _, name = name.rpartition(":")
     if not name or "" in rest or len(rest) > 2:
-        raise InputError(
-            f"attack {text!r} cannot be read: write NAME[@EPS[@STEPS]], for example pgd@8/255@10"
-        )
+        raise InputError(f"attack {text!r} cannot be read: write NAME[@EPS[@STEPS]], such as pgd@8/255@10")
     eps = rest[0] if rest else "2/255"
     steps = _read_steps(text, rest[1]) if len(rest) == 2 else None
     if name in AA_PRESETS:
@@ -440,9 +436,8 @@ def _read_steps(text, steps):
     try:
         return int(steps)
     except ValueError:
-        raise InputError(
-            f"attack {text!r} cannot be read: steps must be a whole number, got {steps!r}"
-        ) from None
+        message = f"attack {text!r} cannot be read: steps must be a whole number, got {steps!r}"
+        raise InputError(message) from None
 
 # %% ../../nbs/attacks/10_attack.ipynb #c034
 def parse_attacks(
@@ -452,7 +447,7 @@ def parse_attacks(
     "Settings from a comma list, in its order"
     if not text.strip():
         raise InputError(
-            "the list of attacks is empty: name some, for example 'fgsm@2/255,pgd@2/255@10', or write 'none'"
+            "the list of attacks is empty: name some, such as 'fgsm,pgd@2/255@10', or write 'none'"
         )
     return [parse_attack(piece.strip(), aa_preset) for piece in text.split(",")]
 

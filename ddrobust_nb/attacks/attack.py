@@ -73,9 +73,8 @@ def _size_text(value):
 def _without_decimals(text):
     "0.5/255, which the field writes, as a fraction of whole numbers"
     decimal, divisor = text.split("/")
-    size = Fraction(decimal) / int(divisor)
-    greys = size * 255
-    return f"{greys}/255" if greys.denominator == 1 else str(size)
+    greys = Fraction(decimal) * 255 / int(divisor)
+    return f"{greys}/255" if greys.denominator == 1 else str(greys / 255)
 
 # %% ../../nbs/attacks/10_attack.ipynb #c011
 AUTOATTACK = "autoattack"  # In text you write the name of a preset instead
@@ -302,15 +301,14 @@ def _refuse_preset(config):
             f"for {config.attack}: attacks of torchattacks are named ta:NAME"
         )
     if config.preset:
-        raise InputError(
-            f"only AutoAttack and its parts have a preset, got {config.preset!r} for {config.attack}"
-        )
+        message = f"only AutoAttack and its parts have a preset, got {config.preset!r} for {config.attack}"
+        raise InputError(message)
 
 
 def _single_step(config):
     "The steps of an attack with one step, which is 1"
-    steps = 1 if config.steps is None else config.steps
-    check_int("steps", steps, 1, 1, f"{config.attack} is one step of size eps")
+    if config.steps is not None:
+        check_int("steps", config.steps, 1, 1, f"{config.attack} is one step of size eps")
     if config.alpha is not None:
         raise InputError(f"{config.attack} takes no alpha: its one step has size eps")
     return 1

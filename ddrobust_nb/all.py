@@ -6,8 +6,8 @@
 __all__ = ['table', 'show', 'InputError', 'generator', 'pick_device', 'seeded', 'Data', 'Spec', 'as_pixels', 'image_grid',
            'make_data', 'specs', 'test_subset', 'dataset', 'dataset_table', 'load_data', 'Network', 'make_network',
            'network', 'accuracy', 'predict', 'AttackConfig', 'attack', 'parse_attacks', 'Evaluation', 'evaluate',
-           'attack_images', 'load_model', 'sanity_training', 'set_card', 'DistilledSet', 'load_set', 'save_set',
-           'show_set', 'distiller', 'Recipe', 'fit', 'preset_options', 'recipe_for', 'band_accuracy',
+           'attack_images', 'save_adversarial', 'load_model', 'sanity_training', 'set_card', 'DistilledSet', 'load_set',
+           'save_set', 'show_set', 'distiller', 'Recipe', 'fit', 'preset_options', 'recipe_for', 'band_accuracy',
            'fourier_heat_map', 'perturbations', 'plot_heat_map', 'principal_components', 'similarity', 'band_share',
            'log_spectrum', 'radial_profile', 'show_spectra', 'split_bands', 'mix', 'compare_rows', 'pairs_table',
            'Finished', 'run_stages', 'plan_cell', 'read_results', 'results_table', 'Result', 'write_results']
@@ -35,6 +35,7 @@ _all_ = [dataset, dataset_table, load_data, Network, make_network, network, accu
 from .attacks.attack import AttackConfig, attack, parse_attacks
 from .attacks.robustness import Evaluation, evaluate
 from .attacks.running import attack_images
+from .attacks.saving import save_adversarial
 from .foreign.models import load_model
 from .foreign.set_card import sanity_training, set_card
 from .foreign.sets import load_set
@@ -44,6 +45,7 @@ from .training.fit import Recipe, fit
 from .training.protocols import preset_options, recipe_for
 
 _all_ = [AttackConfig, attack, parse_attacks, Evaluation, evaluate, attack_images]
+_all_ = [save_adversarial]
 _all_ = [load_model, sanity_training, set_card]
 _all_ = [DistilledSet, load_set, save_set, show_set, distiller, Recipe, fit, preset_options, recipe_for]
 

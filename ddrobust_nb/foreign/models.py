@@ -32,7 +32,7 @@ from ..foundations.core import InputError, generator, pick_device
 from ..foundations.data import Data, Spec, as_pixels
 from ..foundations.networks import Network, Normalise, make_network
 from ..foundations.predict import predict
-from ..attacks.metrics import mcnemar
+from ..attacks.paired_test import mcnemar
 
 # %% ../../nbs/foreign/70_models.ipynb #c022
 @dataclass(frozen=True)
@@ -251,7 +251,9 @@ def _others(rivals, chosen):
     return ", ".join([*same, *more])
 
 # %% ../../nbs/foreign/70_models.ipynb #c039
-def is_import_path(network) -> bool:
+def is_import_path(
+    network: str,  # As somebody gives it
+) -> bool:
     "Whether a network is given as module:function"
     return isinstance(network, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", network) is not None
 
@@ -344,7 +346,10 @@ def given_network(
     if isinstance(model, Network):
         habit = _habit_of(model.normalise)
         return GivenNetwork(
-            net=model.eval(), name=model.name, habit=habit, decided="itself: it is a network of this package"
+            net=copy.deepcopy(model).eval(),
+            name=model.name,
+            habit=habit,
+            decided="itself: it is a network of this package",
         )
     bodies, dialect, found = _bodies(model, data.spec, network)
     stated = _stated(normalise, known, found.constants, data.spec)

@@ -32,6 +32,7 @@ def single_pixel_norms(
         return look
 
     kinds = (nn.GroupNorm, nn.InstanceNorm2d)
+    modes = [(module, module.training) for module in body.modules()]
     layers = [(name, layer) for name, layer in body.named_modules() if isinstance(layer, kinds)]
     hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers]
     try:
@@ -42,6 +43,8 @@ def single_pixel_norms(
     finally:
         for hook in hooks:
             hook.remove()
+        for module, training in modes:
+            module.training = training
     return found
 
 # %% ../../nbs/foundations/38_depth.ipynb #c013
@@ -53,6 +56,8 @@ def check_depth(
 ):
     "Refuse a network in which single pixels of these images are normalised"
     key = tuple(sorted(options.items()))
+    if not all(isinstance(value, (str, int, float, type(None))) for value in options.values()):
+        return  # the function itself refuses such a value
     layers = _pixels_normalised(f, spec, key)
     if not layers:
         return

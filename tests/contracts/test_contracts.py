@@ -26,7 +26,8 @@ from ddrobust_nb.frequency import models as frequency
 from ddrobust_nb.foundations.compiling import compiled, worth_compiling
 from ddrobust_nb.foundations.networks import Network, count_parameters, make_network
 from ddrobust_nb.fast import convolution
-from ddrobust_nb.foundations import networks
+from ddrobust_nb.foreign import models as foreign_models
+from ddrobust_nb.foundations import depth, networks
 from ddrobust_nb.foundations import predict as predict_page
 from ddrobust_nb.fast import fused
 from ddrobust_nb.training import fit as train
@@ -64,6 +65,9 @@ NO_NETWORK = {  # What the parameter is instead
     "results.reading.CellFiles": "keys of models",
     "results.mixing_run.finish_mixing": "trained runs, that nothing is asked of",
     "training.fit.soft_loss": "logits",
+    "foreign.layers.fill_body": "a network that is filled: it is meant to change",
+    "foreign.models.GivenNetwork": "a record; the network is stored in it",
+    "results.stages.given_checks": "a record; the model goes to predict",
 }
 
 
@@ -291,6 +295,9 @@ DOES_NOT_ASK = {  # Looks at the network, or copies it: any mode will do
     "foundations.compiling.compiled": lambda net: compiled(first, net, 10),
     "foundations.networks.count_parameters": lambda net: count_parameters(net),
     "foundations.compiling.worth_compiling": lambda net: worth_compiling(net, 10),
+    "foreign.models.given_network": lambda net: foreign_models.given_network(net.body, DATA, normalise="dc"),
+    "foreign.models.load_model": lambda net: foreign_models.load_model(net, DATA, device="cpu"),
+    "foundations.depth.single_pixel_norms": lambda net: depth.single_pixel_norms(net.body, X),
     "fast.fused.FusedConvNet": fuse,
     "fast.fused.accelerated": lambda net: fused.accelerated(net, "cpu"),
     "fast.fused.can_fuse": lambda net: fused.can_fuse(net, "cpu"),

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ddrobust_nb.foreign.layers import read_layers
-from ddrobust_nb.attacks.metrics import mcnemar
+from ddrobust_nb.attacks.paired_test import mcnemar
 from ddrobust_nb.foreign.models import decide, given_network, habits, load_model, parse_normalise
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.foundations.data import make_data
@@ -278,7 +278,9 @@ def test_any_module_is_copied_and_widened():
     found = given_network(body, data())
     assert found.habit.name == "half" and body.training and body.fc.weight.dtype == torch.float16
     assert all(torch.equal(before[name], tensor) for name, tensor in body.state_dict().items())
-    assert load_model(trained("ConvNetD3-w16"), data(), device="cpu") is trained("ConvNetD3-w16")
+    own = copy.deepcopy(trained("ConvNetD3-w16")).train()
+    net = load_model(own, data(), device="cpu")
+    assert own.training and not net.training and net.name == "ConvNetD3-w16"
 
 
 def test_an_import_path_that_the_caller_gives(tmp_path, monkeypatch):
@@ -359,3 +361,77 @@ def test_labels_of_another_order_are_not_taken_for_a_normalisation(tmp_path):
     file = written(tmp_path / "x.pth", plain(trained("ResNet18-w16", "half")))
     with pytest.raises(InputError, match="cannot be told"):
         load_model(file, shifted)
+
+
+# ---- grey images
+
+
+def test_the_dc_family_pads_grey_images_by_three():
+    "Its ConvNets pad the first convolution of grey images by 3, also at 32 pixels; the shapes are those of padding 1"
+    grey = dataclasses.replace(data().spec, channels=1, size=32, mean=(0.5,), std=(0.25,))
+    reading = read_layers(plain(make_network("ConvNetD3-w4-padding=3", grey)), grey)
+    assert "ConvNetD3-w4-padding=3" in (reading.name, *reading.variants)
+    mnist = dataclasses.replace(grey, size=28)
+    assert not any(
+        "padding" in name for name in read_layers(plain(make_network("ConvNetD3-w4", mnist)), mnist).variants
+    )
+
+
+def test_padding_is_found_by_trying(tmp_path):
+    from ddrobust_nb.foundations.datasets import load_data
+    from ddrobust_nb.training.fit import Recipe, fit
+
+    digits = load_data("digits")
+    recipe = Recipe(epochs=3, lr=0.05, batch=64, check_every=0)
+    net = fit(digits, network="ConvNetD3-w8-padding=3", recipe=recipe, device="cpu")
+    right = accuracy(net, digits.test_images, digits.test_labels)
+    found = given_network(written(tmp_path / "x.pth", plain(net)), digits)
+    assert accuracy(found.net, digits.test_images, digits.test_labels) >= right - 0.02
+
+
+# ---- real images
+
+
+@pytest.fixture(scope="module")
+def cifar10(data_root):
+    from ddrobust_nb.foundations.datasets import load_data
+
+    return load_data("cifar10", str(data_root))
+
+
+@pytest.fixture(scope="module")
+def small_convnet(cifar10):
+    "Trained once on 2,000 real images"
+    from ddrobust_nb.training.fit import Recipe, fit
+
+    chosen = torch.arange(0, len(cifar10.train_labels), len(cifar10.train_labels) // 2000)
+    few = dataclasses.replace(
+        cifar10, train_images=cifar10.train_images[chosen], train_labels=cifar10.train_labels[chosen]
+    )
+    recipe = Recipe(epochs=6, lr=0.02, batch=64, check_every=0)
+    return fit(few, network="ConvNetD3-w16", recipe=recipe, device="cpu", seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ("plain", "module.", "model_state_dict", "half"))
+def test_a_convnet_of_the_dc_family_on_real_images(tmp_path, cifar10, small_convnet, case):
+    "Accuracy on all real test images within 0.1 points of the direct computation, constants given and found"
+    net = small_convnet
+    state = {name: tensor.half().float() if case == "half" else tensor for name, tensor in plain(net).items()}
+    by_hand = copy.deepcopy(net)
+    by_hand.body.load_state_dict(state)
+    mean, std = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2023, 0.1994, 0.2010])
+    with torch.no_grad():
+        x = (cifar10.test_images.float() / 255 - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+        answers = torch.cat([by_hand.body.eval()(part).argmax(1) for part in x.split(500)])
+    right = (answers == cifar10.test_labels).double().mean().item()
+    written_state = {
+        f"module.{k}" if case == "module." else k: v.half() if case == "half" else v for k, v in state.items()
+    }
+    file = written(tmp_path / "x.pth", {case: written_state} if case == "model_state_dict" else written_state)
+    assert right > 0.3
+    for normalise in ("dc", "auto"):
+        found = given_network(file, cifar10, normalise=normalise)
+        assert accuracy(found.net, cifar10.test_images, cifar10.test_labels) == pytest.approx(
+            right, abs=0.001
+        ), found.decided

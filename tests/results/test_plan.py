@@ -16,6 +16,8 @@ from ddrobust_nb.foundations.data import as_pixels, make_data, specs
 from ddrobust_nb.foundations.datasets import dataset
 from ddrobust_nb.training.distilled import load_own_set
 from ddrobust_nb.results.cell_rows import baseline_cell, rows_of, run_stages, write_out
+from ddrobust_nb.results.columns import caption_of
+from ddrobust_nb.results.lines import lines_of
 from ddrobust_nb.results.stages import attack_cell
 from ddrobust_nb.results.plan import plan_cell, summary
 from ddrobust_nb.results.sources import published
@@ -563,3 +565,48 @@ def _forgetful(place, name):
     )
     models = train_cell(cell, made)
     return rows_of(cell, forgotten, models, attack_cell(cell, models), [[] for _ in models])
+
+
+# ---- a recipe of your own
+
+
+def test_an_own_recipe_is_trained_by_recorded_and_kept_apart(tmp_path):
+    "Another key, a row that says it, and lines that never meet"
+    own, of_protocol = (
+        run_stages(tiny_cell(tmp_path, n_models=1, **given)) for given in ({"recipe": {"momentum": 0}}, {})
+    )
+    assert own.cell.key != of_protocol.cell.key and own.cell.model_keys != of_protocol.cell.model_keys
+    assert {row.recipe_changes for row in own.rows} == {"momentum 0.0"}
+    assert {row.recipe_changes for row in of_protocol.rows} == {""}
+    lines = lines_of(own.rows + of_protocol.rows)
+    assert len(lines) == 2 * len(lines_of(own.rows))
+    assert "momentum 0.0" in str(results_table(own.rows + of_protocol.rows))
+    assert "but recipe with momentum 0.0" in caption_of(lines_of(own.rows))
+
+
+def test_a_recipe_that_says_what_the_protocol_says_changes_nothing():
+    same = plan_cell(recipe={"epochs": plan_cell().recipe.epochs})
+    assert (same.key, same.own_recipe) == (plan_cell().key, "")
+
+
+def test_an_own_step_size_replaces_the_learned_one():
+    assert plan_cell(method="mtt", protocol="full").recipe.learned_lr
+    assert not plan_cell(method="mtt", protocol="full", recipe={"lr": 0.02}).recipe.learned_lr
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"recipe": {"epoch": 3}}, "did you mean 'epochs'"),
+        ({"recipe": {"select": "last"}}, "use the parameter select"),
+        ({"recipe": [1]}, "must be a mapping"),
+        ({"recipe": {"lr": float("nan")}}, "lr must be a finite number"),
+        ({"recipe": {"epochs": 2.5}}, "epochs"),
+        ({"recipe": {"decay_every": 0}}, "decay_every"),
+        ({"method": "sre2l", "recipe": {"flip": True}}, "leave flip out"),
+        ({"checkpoint": "model.safetensors", "recipe": {"lr": 0.1}}, "nothing is trained"),
+    ],
+)
+def test_recipes_that_are_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        plan_cell(**given)

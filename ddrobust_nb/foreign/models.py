@@ -32,7 +32,7 @@ from ..foundations.core import InputError, generator, pick_device
 from ..foundations.data import Data, Spec, as_pixels
 from ..foundations.networks import Network, Normalise, make_network
 from ..foundations.predict import predict
-from ..attacks.metrics import mcnemar
+from ..attacks.paired_test import mcnemar
 
 # %% ../../nbs/foreign/70_models.ipynb #c022
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['BATCH_OPTIONS', 'distil_passes', 'prerequisite_passes', 'train_passes', 'attack_passes', 'seconds_per_pass',
            'network_size', 'memory_mb', 'disk_mb', 'format_duration', 'readable_lines', 'CostEstimate', 'is_stored',
-           'StageWork', 'cell_stages', 'estimate_cost']
+           'StageWork', 'cell_stages', 'all_stages', 'estimate_cost']
 
 # %% ../../nbs/grid/20_cost.ipynb #c002
 import functools
+import os
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ..foundations.networks import count_parameters, make_network
 from ..attacks.robustness import groups_to_run, work_per_survivor
 from ..training.distiller import WHOLE, distiller
 from ..results.store import Store
+from ..results.cell_rows import baseline_cell
 from ..results.plan import Cell
 from ..results.sources import DistilledHere, GivenModel, NeededPart, Published, needed_parts
 from ..results.stages import attack_key
@@ -222,7 +224,7 @@ def is_stored(
     key: str,
 ) -> bool:
     "Whether a result is in the store"
-    return (store.folder(stage, key) / "card.json").is_file()
+    return os.path.isfile(store.folder(stage, key) / "card.json")
 
 # %% ../../nbs/grid/20_cost.ipynb #c019
 class StageWork(NamedTuple):
@@ -255,6 +257,14 @@ def cell_stages(cell: Cell) -> list:  # Of `StageWork`, in order
             found.append(StageWork("attack", key, passes=passes, network=cell.network))
     return found
 
+# %% ../../nbs/grid/20_cost.ipynb #m001
+def all_stages(
+    cell: Cell,
+) -> list:  # Of `StageWork`
+    "What a cell needs in the store, and what the random images beside it need"
+    baseline = baseline_cell(cell)
+    return cell_stages(cell) + (cell_stages(baseline) if baseline else [])
+
 # %% ../../nbs/grid/20_cost.ipynb #c020b
 def _empty_line(planned):
     "The line of a cell with nothing to do"
@@ -272,7 +282,7 @@ def _empty_line(planned):
 def _work_left(planned, store, counted):
     "The work of a cell that is not in the store and was not counted for an earlier cell"
     left = []
-    for work in cell_stages(planned.cell):
+    for work in all_stages(planned.cell):
         if (work.stage, work.key) in counted:
             continue
         if planned.missing or not is_stored(store, work.stage, work.key):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ..foundations.core import progress
+from ..foundations.core import InputError, progress
 from ..results.showing import NotShown
 from ..results.plan import plan_cell
 from ..results.sources import DistilledHere, needed_parts
@@ -140,10 +140,19 @@ def _private_folder(machines):
     if machines.folder:
         folder = Path(machines.folder).expanduser()
     elif machines.engine == "slurm":
-        folder = Path.home() / ".ddrobust"
+        folder = _home() / ".ddrobust"
     if folder:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return Path(tempfile.mkdtemp(prefix="grid-", dir=folder))
+
+
+def _home():
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise InputError(
+            "this user has no home folder: give folder a place for Parsl's files that all machines share"
+        ) from None
 
 
 def _run(outcome, todo, machines, watch):

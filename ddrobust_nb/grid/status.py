@@ -8,6 +8,7 @@ __all__ = ['SHOWN_ALREADY', 'STATES', 'STATE_COLOURS', 'SQUARE', 'is_locked', 'l
 
 # %% ../../nbs/grid/40_status.ipynb #c002
 import html
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -24,7 +25,7 @@ from ddrobust_nb.grid.notebook import (
     unshown_message,
     unshown_note,
 )
-from ..results.store import LOCKS, Store
+from ..results.store import LOCKS, ReadOnlyLock, Store
 from ..foundations.outside import MissingFile, Record, Text, read_json
 from ..foundations.core import InputError
 
@@ -36,14 +37,18 @@ def is_locked(
 ) -> bool:
     "Whether another run is making this right now"
     file = Path(store.root) / LOCKS / f"{stage}-{key}"
-    if not file.exists():
+    if not os.path.isfile(file):
         return False
-    lock = FileLock(file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
+    for kind in (FileLock, ReadOnlyLock):
+        try:
+            lock = kind(file)
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        except (OSError, ImportError):  # we may not write to it; or not even read it
+            continue
+        lock.release()
+        return False
     return False
 
 # %% ../../nbs/grid/40_status.ipynb #c005b

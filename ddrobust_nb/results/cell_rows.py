@@ -39,7 +39,7 @@ from ddrobust_nb.results.stages import (
     distil_cell,
     train_cell,
 )
-from .store import write_json
+from .store import check_writable, make_folder, mend_modes, umask_of, write_json
 from ..training.distilled import save_set
 from ..training.distiller import RANDOM, WHOLE, uses_network
 
@@ -347,12 +347,15 @@ def write_out(
     cell = finished[0].cell
     rows = [row for one in finished for row in one.rows]
     used = {artefact for one in finished for artefact in artefacts(one.cell)}
-    cell.out.mkdir(parents=True, exist_ok=True)
+    check_writable("out", cell.out)
+    make_folder(cell.out)
     card = dict(name=cell.name, key=cell.key, **cell_config(cell), artefacts=sorted(used))
-    write_json(cell.out / "cell.json", card)
-    write_results(rows, cell.out)  # before all that is large: a full disk may cost copies, not rows
-    save_file(all_flags(finished), cell.out / "flags.safetensors")
-    for one in finished:
-        _write_set(one, cell.out)
-        _write_models(one, cell.out)
+    with umask_of(cell.out):
+        write_json(cell.out / "cell.json", card)
+        write_results(rows, cell.out)  # before all that is large: a full disk may cost copies, not rows
+        save_file(all_flags(finished), cell.out / "flags.safetensors")
+        for one in finished:
+            _write_set(one, cell.out)
+            _write_models(one, cell.out)
+    mend_modes(cell.out, cell.out)
     return rows

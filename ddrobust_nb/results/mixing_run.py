@@ -39,7 +39,15 @@ from .methods import load_methods
 from .plan import Cell, method_codes, out_folder, plan_cell
 from .sources import needed_parts, GivenSet, WholeTraining, set_digest
 from .rows import results_frame, write_results
-from .store import cached, stage_key, write_json
+from ddrobust_nb.results.store import (
+    cached,
+    check_writable,
+    make_folder,
+    mend_modes,
+    stage_key,
+    umask_of,
+    write_json,
+)
 from ..training.fit import check_recipe
 from .styles import NOTHING_MIXED
 
@@ -515,7 +523,8 @@ def write_mixing(
     "Fill the `out` folder: the rows, and the flags behind them"
     cell = run.cell
     rows = [row for one in finished for row in one.rows]
-    cell.out.mkdir(parents=True, exist_ok=True)
+    check_writable("out", cell.out)
+    make_folder(cell.out)
     card = dict(
         name=f"{cell.dataset}, mixing",
         key=cell.key,
@@ -526,7 +535,9 @@ def write_mixing(
         checkpoint="",
     )
     card |= mixing_config(run) | dict(artefacts=mixing_artefacts(run, finished))
-    write_json(cell.out / "cell.json", card)
-    write_results(rows, cell.out)  # Before what is larger: a full disk may cost copies, not rows
-    save_file(all_flags(finished), cell.out / "flags.safetensors")
+    with umask_of(cell.out):
+        write_json(cell.out / "cell.json", card)
+        write_results(rows, cell.out)  # Before what is larger: a full disk may cost copies, not rows
+        save_file(all_flags(finished), cell.out / "flags.safetensors")
+    mend_modes(cell.out, cell.out)
     return rows

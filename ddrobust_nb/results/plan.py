@@ -12,6 +12,7 @@ import ast
 import functools
 import html
 import inspect
+import os
 import re
 import time
 from dataclasses import dataclass, replace
@@ -47,7 +48,15 @@ from ddrobust_nb.results.sources import (
     read_given,
     revision_of,
 )
-from .store import Store, check_format, check_writable, find_store, stage_key
+from ddrobust_nb.results.store import (
+    ASK_OWNER,
+    Store,
+    check_format,
+    check_writable,
+    find_store,
+    owner_of,
+    stage_key,
+)
 from ..training.distiller import WHOLE, distiller, own_options
 from ..training.fit import SELECTIONS, Recipe
 from ddrobust_nb.training.protocols import (
@@ -476,6 +485,7 @@ def out_folder(
 ) -> Path:
     "The folder for the results of a cell"
     folder = check_path("out", out).absolute() if out else _folder_in_store(cell, key)
+    _refuse_closed(folder)
     check_out(folder)
     try:
         other = read_json(folder / "cell.json", MapOf())
@@ -499,6 +509,15 @@ def _bare(name):
 def _folder_in_store(cell, key):
     dataset = re.sub(r"[^\w.-]+", "_", cell.dataset)
     return cell.store.root / "cells" / f"{dataset}-{cell.method}-ipc{cell.ipc or 'all'}-{key[:8]}"
+
+
+def _refuse_closed(folder):
+    "`InputError` where a folder of another user cannot be looked into"
+    nearest = next(place for place in (folder, *folder.parents) if os.path.isdir(place))
+    if not os.access(nearest, os.X_OK):
+        raise InputError(
+            f"out={folder} cannot be read: {nearest} belongs to {owner_of(nearest)}; {ASK_OWNER}"
+        )
 
 # %% ../../nbs/results/50_plan.ipynb #c036
 def plan_cell(
@@ -562,7 +581,10 @@ def _configs(attacks, dataset, protocol):
 
 @functools.lru_cache(16)
 def _check_store(store, second):  # a grid of thousands of cells asks once a second
-    check_writable("store", store.root)
+    if not os.path.isfile(
+        store.root / "store.json"
+    ):  # a finished one may also be read-only: its lock says so before any work
+        check_writable("store", store.root)
     check_format(store)
 
 # %% ../../nbs/results/50_plan.ipynb #c048

@@ -320,13 +320,11 @@ def test_with_batch_norm_the_size_of_a_piece_does_not_matter_and_nothing_moves(d
 
 
 @pytest.mark.parametrize("network", [NETWORK, "ResNet18GN-w16", "frozen"])
-def test_pieces_stay_where_images_are_treated_alone(network, data, monkeypatch):
-    body = (
-        with_batch_norm("resnet", data.spec).eval()
-        if network == "frozen"
-        else make_network(network, data.spec).body
-    )
-    (real, syn), seen = pair(n=50), []
+def test_pieces_stay_where_images_are_treated_alone(network):
+    spec = tiny_data(size=16).spec
+    body = with_batch_norm("resnet", spec).eval() if network == "frozen" else make_network(network, spec).body
+    real, syn = pair(n=50, size=16)
+    seen = []
     body.conv1.register_forward_hook(lambda m, x, y: seen.append(len(x[0]))) if hasattr(
         body, "conv1"
     ) else body.features[0].register_forward_hook(lambda m, x, y: seen.append(len(x[0])))

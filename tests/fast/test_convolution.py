@@ -1,7 +1,6 @@
 "Convolutions with fewer multiplications: the same numbers, for every registered network, and only where they are meant."
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,11 +8,10 @@ from torch import nn
 
 from ddrobust_nb.fast.convolution import WinogradConv2d, with_winograd
 from ddrobust_nb.foundations.core import generator
+from ddrobust_nb.foundations.data import Spec
 from ddrobust_nb.foundations.networks import make_network, network
 
-SPEC = SimpleNamespace(
-    name="demo", classes=10, size=32, channels=3, mean=(0.5, 0.4, 0.3), std=(0.25, 0.2, 0.3)
-)
+SPEC = Spec(name="demo", classes=10, size=32, channels=3, mean=(0.5, 0.4, 0.3), std=(0.25, 0.2, 0.3))
 
 
 @pytest.mark.parametrize("name", sorted(network))

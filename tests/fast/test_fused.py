@@ -2,7 +2,6 @@
 
 import copy
 import subprocess
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from ddrobust_nb.foundations import compiling
 from ddrobust_nb.fast import fused
 from ddrobust_nb.fast.queries import CountedModel
 from ddrobust_nb.foundations.core import generator
+from ddrobust_nb.foundations.data import Spec
 from ddrobust_nb.foundations.compiling import NotCompiled, compiler_trouble, cpp_compiler
 from ddrobust_nb.foundations.networks import make_network
 from ddrobust_nb.fast.fused import (
@@ -31,7 +31,7 @@ def rand(*shape):
 
 
 def spec(size=32, channels=3):
-    return SimpleNamespace(
+    return Spec(
         name=f"demo{size}x{channels}",
         classes=10,
         size=size,

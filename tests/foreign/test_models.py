@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ddrobust_nb.foreign.layers import read_layers
-from ddrobust_nb.attacks.metrics import mcnemar
+from ddrobust_nb.attacks.paired_test import mcnemar
 from ddrobust_nb.foreign.models import decide, given_network, habits, load_model, parse_normalise
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.foundations.data import make_data

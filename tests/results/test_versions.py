@@ -29,6 +29,9 @@ ASIDE = (
     "foundations.core.Autosave",
     "foundations.core.InputError",
     "foundations.core.unknown_name",
+    "foundations.core.shown",
+    "foundations.data.grid_html",
+    "foundations.outside.",
     "training.distilled.describe",
 )  # No number depends on these
 WORDING = {"annotation", "returns", "type_comment", "type_params", "kind", "ctx"}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['wilson', 'drop_rate', 'weaker', 'Spread', 'check_level', 'student_interval', 'check_flags', 'redraw', 'redrawn_means',
-           'bootstrap_interval', 'Comparison', 'compare', 'mcnemar', 'carry_over_eps']
+           'bootstrap_interval', 'Comparison', 'compare', 'carry_over_eps']
 
 # %% ../../nbs/attacks/85_metrics.ipynb #c002
 from dataclasses import dataclass
@@ -275,18 +275,6 @@ def compare(
         images=a.shape[1],
         level=level,
     )
-
-# %% ../../nbs/attacks/85_metrics.ipynb #c028-2
-def mcnemar(
-    a: torch.Tensor,  # bool [n]: which images one model gets right
-    b: torch.Tensor,  # The same of another
-) -> float:  # 1 where they never differ
-    "The exact two-sided probability of a difference at least as large if both models are equally good"
-    only_a = int((a & ~b).sum())
-    only_b = int((b & ~a).sum())
-    if not only_a + only_b:
-        return 1.0
-    return float(binomtest(only_a, only_a + only_b).pvalue)
 
 # %% ../../nbs/attacks/85_metrics.ipynb #c064
 def carry_over_eps(

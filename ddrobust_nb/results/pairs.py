@@ -12,7 +12,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ..attacks.metrics import Comparison, compare, mcnemar
+from ..attacks.metrics import Comparison, compare
+from ..attacks.paired_test import mcnemar
 from ..foundations.core import InputError, check_path
 from .cell_rows import run_stages
 from .lines import ATTACK_CONDITION, CELL_CONDITION, Line, flags_of, lines_of
@@ -78,8 +79,10 @@ def compare_rows(
         for other in others.get(_condition(line), []):
             if not line["index_digest"]:
                 raise InputError("these rows do not say which images were attacked: run their cells again")
-            flags_a, flags_b = flags_of(line), flags_of(other)
-            pairs.append(Pair(line, other, flags_a, flags_b, compare(flags_a, flags_b, **options)))
+            flags_a = flags_of(line)
+            flags_b = flags_of(other)
+            found = compare(flags_a, flags_b, **options)
+            pairs.append(Pair(a=line, b=other, flags_a=flags_a, flags_b=flags_b, comparison=found))
     if not pairs:
         raise InputError(
             "no line of the first has the same dataset, images and attack as a line of the second: "

@@ -7,7 +7,7 @@ import torch
 from result_rows import ROW
 from scipy.stats import binomtest
 
-from ddrobust_nb.attacks.metrics import mcnemar
+from ddrobust_nb.attacks.paired_test import mcnemar
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.grid.command import command
 from ddrobust_nb.results.pairs import compare_rows, pairs_notes, pairs_table

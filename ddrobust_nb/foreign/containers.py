@@ -59,7 +59,7 @@ def check_names(
     path: Path,  # Of the file, for the message
 ):
     "`InputError` where a pickle asks for more than tensors, numbers, text and plain collections"
-    unknown = sorted(name.replace(" ", ".") for name in names if not PLAIN_NAMES.fullmatch(name))
+    unknown = sorted(_printable(name) for name in names if not PLAIN_NAMES.fullmatch(name))
     if not unknown:
         return
     listed = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
@@ -67,6 +67,11 @@ def check_names(
         f"{str(path)!r} is not opened, because reading it would run or build {listed}: a file may hold only tensors, "
         "numbers, text, lists and dictionaries; save those again (of a model its state_dict(), of an array a tensor)"
     )
+
+
+def _printable(name):
+    "A name in a pickle as a message shows it"
+    return re.sub(r"[^\w.<>-]", "?", name.replace(" ", ".")[:60])
 
 # %% ../../nbs/foreign/10_containers.ipynb #c019
 class _NumberType:
@@ -170,6 +175,10 @@ def _plain(value, path):
         return [_plain(v, path) for v in value]
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
+    if isinstance(value, int) and value.bit_length() > 64:
+        raise InputError(
+            f"{str(path)!r} holds a whole number of {value.bit_length()} bits: at most 64 are accepted"
+        )
     if value is None or isinstance(value, (bool, int, float, complex, str)):
         return value
     return str(value)  # A device or the type of a tensor
@@ -278,7 +287,7 @@ def read_npy(
 def _check_header(shape, dtype, available, path):
     "`InputError` unless an array holds numbers or text, and as many as it declares"
     if dtype.kind not in "biufcUS":
-        kind = "Python objects" if dtype.hasobject else f"values of the type {dtype}"
+        kind = "Python objects" if dtype.hasobject else f"values of the type {str(dtype)[:60]}"
         raise InputError(f"{str(path)!r} holds {kind}: save arrays of numbers, with allow_pickle=False")
     declared = dtype.itemsize
     for length in shape:
@@ -333,7 +342,9 @@ def _storage_inside(raw):
         names = pickled_names(stream)
         if not all(PLAIN_NAMES.fullmatch(name) for name in names):
             raise ValueError("the numbers of a tensor are a program")
-    return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
 
 
 def _tensor_inside(storage, offset, size, stride, *rest):

@@ -151,7 +151,7 @@ def read_named(values, number: int):
         tensors.get(label_name),
         next(iter(lrs), None),
         layout="a dictionary",
-        notes=(f"images are {image_name!r}, labels {label_name!r}",),
+        notes=(f"images are {image_name[:60]!r}, labels {(label_name or 'none')[:60]!r}",),
     )
 
 
@@ -162,7 +162,7 @@ def _named(tensors, names, candidates, what):
     if known:
         return known[0]
     if len(candidates) > 1:
-        shapes = ", ".join(f"{name!r} {list(tensors[name].shape)}" for name in candidates[:5])
+        shapes = ", ".join(f"{name[:60]!r} {list(tensors[name].shape)}" for name in candidates[:5])
         raise InputError(
             f"several tensors of the file may be the {what}: {shapes}; rename the right one to {what!r}"
         )

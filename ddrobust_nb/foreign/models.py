@@ -206,7 +206,10 @@ def decide(
     p_chance = binomtest(right, n, 1 / spec.classes, alternative="greater").pvalue
     chance = 1 / spec.classes
     if p_chance > 1e-4 or right < n * (chance + chance * (1 - chance) / 2):
-        return None, f"the accuracy on {n:,} training images is at chance in each case"
+        return None, (
+            f"the accuracy on {n:,} training images is at chance in each case; if its classes are in another order, the "
+            "check `permuted` finds that once normalise is set"
+        )
     rivals = trial.rivals()
     if len(rivals) == 1:
         return (
@@ -356,9 +359,8 @@ def given_network(
     chosen, why, trial = _choose(bodies, stated, dialect, data, found.is_ours, device, where=_name_of(model))
     name, habit = chosen
     is_known = not isinstance(model, nn.Module) and not is_import_path(name)  # else its cost is not known
-    net = Network(
-        Normalise(habit.mean, habit.std), bodies[name], name, spec=data.spec if is_known else None
-    ).eval()
+    body = bodies[name].cpu()  # a trial may have left it elsewhere
+    net = Network(Normalise(habit.mean, habit.std), body, name, spec=data.spec if is_known else None).eval()
     default = found.constants or (data.spec.mean, data.spec.std)
     return GivenNetwork(
         net=net,

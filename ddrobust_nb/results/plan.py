@@ -502,10 +502,6 @@ def out_folder(
     return folder
 
 
-def _bare(name):
-    return shown(name).strip("'")
-
-
 def _folder_in_store(cell, key):
     dataset = re.sub(r"[^\w.-]+", "_", cell.dataset)
     return cell.store.root / "cells" / f"{dataset}-{cell.method}-ipc{cell.ipc or 'all'}-{key[:8]}"

@@ -23,7 +23,7 @@ print(len([find_attack(parse_attack(name + "@2/255").attack) for name in ("fgsm"
 print(len([attack[name] for name in ("pgd", "cw", "apgd-ce", "autoattack")]))""",
     "evaluate": f"""from ddrobust_nb.attacks.robustness import evaluate
 {NET}
-print(len(evaluate(net, data, "fgsm@2/255,pgd@2/255@1,cw@2/255@1,square@2/255@3", n_test=10, device="cpu")))""",
+print(len(evaluate(net, data, "fgsm@2/255,pgd@2/255@1,cw@2/255@1,fgsm@1/255", n_test=10, device="cpu")))""",
 }
 
 

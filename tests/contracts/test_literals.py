@@ -70,6 +70,7 @@ ALLOWED = {  # Module, definition (or ANY): reason
     ("grid.plan", "GRIDS"): NAMED_GRID,
     ("grid.plan", "paper_blocks"): NAMED_GRID,
     ("foreign.space", ANY): CONSTANTS,
+    ("foreign.models", ANY): CONSTANTS,
     ("foreign.sets", "dd_ranking"): CONSTANTS,
     ("results.plan", "PARAMETERS"): DEFAULT,
 }

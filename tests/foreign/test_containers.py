@@ -300,3 +300,17 @@ def test_format_by_content(tmp_path):
         write(tmp_path / name)
     formats = [container_format(tmp_path / name) for name in WRITERS]
     assert formats == ["torch", "torch", "npz", "npz", "pickle", "safetensors"]
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_messages_stay_short(tmp_path, as_zip):
+    "Whatever a file names or counts, the refusal is one sentence"
+    path = tmp_path / "x.pt"
+    torch.save({"seed": 10**40, "images": IMAGES}, path, _use_new_zipfile_serialization=as_zip)
+    with pytest.raises(InputError, match="133 bits"):
+        read_container(path)
+    name = "a" * 2000
+    path.write_bytes(b"\x80\x02c" + name.encode() + b"\n<b>\n)R.")
+    with pytest.raises(InputError) as error:
+        read_container(path)
+    assert len(str(error.value)) < 400 and "\n" not in str(error.value)

@@ -212,10 +212,14 @@ def test_convnet_in_every_wrapper_and_in_half_precision(tmp_path, wrapper, half)
     assert all(p.dtype == torch.float32 for p in found.net.parameters())
 
 
-@pytest.mark.parametrize(
-    "space, dialect",
-    [*((space, "torchvision") for space in SPACES), ("half", "kuangliu"), ("dc", "DC family")],
-)
+IN_ANY_SPACE = [("half", "torchvision"), ("bytes", "torchvision"), ("half", "kuangliu")]
+IN_ANY_SPACE += [
+    pytest.param(*case, marks=pytest.mark.slow)
+    for case in (("dc", "torchvision"), ("pixels", "torchvision"), ("dc", "DC family"))
+]
+
+
+@pytest.mark.parametrize("space, dialect", IN_ANY_SPACE)
 def test_resnet_trained_in_any_space_gives_its_accuracy_or_a_question(tmp_path, space, dialect):
     net = trained("ResNet18-w16", space)
     right = test_accuracy(with_constants(net, SPACES[space] or DC))
@@ -262,6 +266,7 @@ def test_an_untrained_network_is_never_decided(tmp_path):
         load_model(file, data())
 
 
+@pytest.mark.slow
 def test_four_groups_and_maximum_pooling_are_told_apart_by_trying(tmp_path):
     net = trained("ConvNetD2-w16-norm=group-pooling=max", epochs=4)
     found = given_network(written(tmp_path / "x.pth", plain(net)), data())
@@ -377,6 +382,7 @@ def test_the_dc_family_pads_grey_images_by_three():
     )
 
 
+@pytest.mark.slow
 def test_padding_is_found_by_trying(tmp_path):
     from ddrobust_nb.foundations.datasets import load_data
     from ddrobust_nb.training.fit import Recipe, fit

@@ -176,3 +176,13 @@ def test_a_network_of_somebody_else_has_no_size_that_we_know(data):
     assert limits.size_of("NoSuchNet", data.spec) == limits.NetworkSize()
     known = limits.size_of("ConvNetD3-w16", data.spec)
     assert known.parameters > 1000 and known.work >= limits.LEAST_WORK
+
+
+def test_none_from_a_terminal_means_the_attacks_of_the_protocol(plan):
+    "As papermill reads `-p attacks None`; in quotes it is a text, and no attack has that name"
+    from papermill.cli import _resolve_type
+
+    assert _resolve_type("None") is None
+    assert plan(attacks=_resolve_type("None")).key == plan(attacks="auto").key
+    with pytest.raises(InputError, match="unknown attack 'None': did you mean 'none'"):
+        plan(attacks="None")

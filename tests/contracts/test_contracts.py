@@ -295,6 +295,11 @@ DOES_NOT_ASK = {  # Looks at the network, or copies it: any mode will do
     "foundations.compiling.compiled": lambda net: compiled(first, net, 10),
     "foundations.networks.count_parameters": lambda net: count_parameters(net),
     "foundations.compiling.worth_compiling": lambda net: worth_compiling(net, 10),
+    "training.fit.TrainingRun": lambda net: train.TrainingRun(net, train.Recipe(), "cpu"),
+    "training.fit.set_objective": lambda net: train.set_objective(
+        train.TrainingRun(net, train.Recipe(), "cpu"), train.Recipe(), None, None, 12, CPU
+    ),
+    "training.fit.check_batch_of_one": lambda net: train.check_batch_of_one(net, 13, train.Recipe(batch=12)),
     "foreign.models.given_network": lambda net: foreign_models.given_network(net.body, DATA, normalise="dc"),
     "foreign.models.load_model": lambda net: foreign_models.load_model(net, DATA, device="cpu"),
     "foundations.depth.single_pixel_norms": lambda net: depth.single_pixel_norms(net.body, X),

@@ -223,10 +223,10 @@ def _store_contiguous(net, state, prefix, metadata):
     for key, value in state.items():
         state[key] = value.contiguous()
 
-# %% ../../nbs/foundations/40_networks.ipynb #c051
+# %% ../../nbs/foundations/40_networks.ipynb #c052
 network = Registry("network")
 
-# %% ../../nbs/foundations/40_networks.ipynb #c052
+
 @network
 @delegates(ConvNet, but="depth")
 def ConvNetD3(
@@ -341,7 +341,7 @@ def _convnet_for(size):
         return "ConvNetD3"
     return "ConvNetD4" if size <= 64 else "ConvNetD5"
 
-
+# %% ../../nbs/foundations/40_networks.ipynb #c063b
 @functools.cache
 def _convnet_of(depth):
     "The function of a ConvNet whose depth is not registered"

@@ -18,7 +18,8 @@ import torch
 from ..foundations.data import Data, specs, subsets
 from ..foundations.datasets import FOLDERS, find_root, load_data, where_to_put
 from ..results.methods import load_methods
-from ..results.plan import PARAMETERS, Cell, plan_cell
+from ..results.parameters import PARAMETERS
+from ..results.plan import Cell, plan_cell
 from ..results.mixing_run import MIXING_PARAMETERS, plan_mixing
 from ..results.store import Store, find_store
 

@@ -371,12 +371,12 @@ class GivenSet(Source):
         reading = self.dset.reading
         if not reading:
             return "- set: given"
-        said = [
+        parts = [
             f"given as {reading.get('layout')}",
             f"colour space {reading.get('space')} ({reading.get('decided')})",
         ]
-        said += reading.get("notes", [])
-        return "- set: " + html.escape("; ".join(map(str, said)))
+        parts += reading.get("notes", [])
+        return "- set: " + html.escape("; ".join(map(str, parts)))
 
     def set_key(self, cell):
         return set_digest(self.dset)[:16]
@@ -386,8 +386,37 @@ class GivenSet(Source):
         return normal_options(dset.config) if is_named else None
 
 # %% ../../nbs/results/48_sources.ipynb #c054
+class _OfCard(Source):
+    "What the card beside a model says"
+
+    @property
+    def network(self):
+        return self.card.get("network", "auto")
+
+    @property
+    def seed(self):
+        seed = self.card.get("seed")
+        return seed if type(seed) is int else 0
+
+    def options(self, cell, dset):
+        options = self.card.get("options")
+        is_named = self.card.get("method") == cell.method and isinstance(options, dict)
+        return normal_options(options) if is_named else None
+
+    def training(self, cell, dset):
+        recipe = self.card.get("recipe")
+        labels = self.card.get("labels")
+        known_recipe = recipe if isinstance(recipe, dict) else None
+        known_labels = labels if isinstance(labels, str) else ""
+        return dict(recipe=known_recipe, labels=known_labels)
+
+    def set_seed(self, dset):
+        seed = self.card.get("set_seed")
+        return seed if type(seed) is int else None
+
+# %% ../../nbs/results/48_sources.ipynb #c054b
 @dataclass(frozen=True)
-class GivenModel(Source):
+class GivenModel(_OfCard):
     "A trained model that you give"
 
     checkpoint: str  # Its file
@@ -400,17 +429,8 @@ class GivenModel(Source):
     one_model = True
 
     @property
-    def network(self):
-        return self.card.get("network", "auto")
-
-    @property
     def digest(self):
         return sha256_of(check_path("checkpoint", split_entry(self.checkpoint)[0]))
-
-    @property
-    def seed(self):
-        seed = self.card.get("seed")
-        return seed if type(seed) is int else 0
 
     @property
     def interpretation(self):
@@ -451,22 +471,6 @@ class GivenModel(Source):
         text = json.dumps([self.digest, self.interpretation], sort_keys=True)
         return [hashlib.sha256(text.encode()).hexdigest()[:16]]
 
-    def options(self, cell, dset):
-        options = self.card.get("options")
-        is_named = self.card.get("method") == cell.method and isinstance(options, dict)
-        return normal_options(options) if is_named else None
-
-    def training(self, cell, dset):
-        recipe = self.card.get("recipe")
-        labels = self.card.get("labels")
-        known_recipe = recipe if isinstance(recipe, dict) else None
-        known_labels = labels if isinstance(labels, str) else ""
-        return dict(recipe=known_recipe, labels=known_labels)
-
-    def set_seed(self, dset):
-        seed = self.card.get("set_seed")
-        return seed if type(seed) is int else None
-
 # %% ../../nbs/results/48_sources.ipynb #c056c
 READING = ("space", "labels", "factor")  # Parameters that say how a set of others is read
 
@@ -497,8 +501,8 @@ def given_source(
 
 def _given_set(place, given, data):
     "A set, read as you say"
-    said = {name: given[name] for name in READING if given.get(name) not in (None, "")}
-    dset = load_set(place, data, **said)
+    reading = {name: given[name] for name in READING if given.get(name) not in (None, "")}
+    dset = load_set(place, data, **reading)
     check_dataset_of_set(dset.spec, data.spec, place)
     if not dset.reading or dset.reading["space"] != "pixels" or not _is_safetensors(place):
         return dset

@@ -27,7 +27,8 @@ from ddrobust_nb.foundations.networks import make_network
 from ddrobust_nb.results import plan as cell_module
 from ddrobust_nb.results import stages as stages_module
 from ddrobust_nb.results.cell_rows import run_stages, write_out
-from ddrobust_nb.results.plan import PARAMETERS, plan_cell
+from ddrobust_nb.results.parameters import PARAMETERS
+from ddrobust_nb.results.plan import plan_cell
 from ddrobust_nb.results.stages import distil_cell
 from ddrobust_nb.results.reading import read_results
 from ddrobust_nb.results.store import DamagedArtefact, Store, cached

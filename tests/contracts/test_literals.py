@@ -72,7 +72,7 @@ ALLOWED = {  # Module, definition (or ANY): reason
     ("foreign.space", ANY): CONSTANTS,
     ("foreign.models", ANY): CONSTANTS,
     ("foreign.sets", "dd_ranking"): CONSTANTS,
-    ("results.plan", "PARAMETERS"): DEFAULT,
+    ("results.parameters", "PARAMETERS"): DEFAULT,
 }
 
 

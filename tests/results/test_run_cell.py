@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from ddrobust_nb.results.plan import PARAMETERS, TEXT
+from ddrobust_nb.results.parameters import PARAMETERS, TEXT
 from ddrobust_nb.results.reading import read_results
 from ddrobust_nb.results.rows import Result
 

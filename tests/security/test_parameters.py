@@ -10,7 +10,8 @@ from ddrobust_nb.foundations.core import InputError, check_choice, check_int, sh
 from ddrobust_nb.foundations.data import digits
 from ddrobust_nb.foundations.outside import check_plain
 from ddrobust_nb.results import limits
-from ddrobust_nb.results.plan import PARAMETERS, plan_cell, summary
+from ddrobust_nb.results.parameters import PARAMETERS
+from ddrobust_nb.results.plan import plan_cell, summary
 from ddrobust_nb.results.report import results_table
 from ddrobust_nb.training.distiller import distiller, own_options
 

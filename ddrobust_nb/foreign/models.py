@@ -206,7 +206,10 @@ def decide(
     p_chance = binomtest(right, n, 1 / spec.classes, alternative="greater").pvalue
     chance = 1 / spec.classes
     if p_chance > 1e-4 or right < n * (chance + chance * (1 - chance) / 2):
-        return None, f"the accuracy on {n:,} training images is at chance in each case"
+        return None, (
+            f"the accuracy on {n:,} training images is at chance in each case; if its classes are in another order, the "
+            "check `permuted` finds that once normalise is set"
+        )
     rivals = trial.rivals()
     if len(rivals) == 1:
         return (

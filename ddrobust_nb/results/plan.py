@@ -496,13 +496,9 @@ def out_folder(
         ) from None
     if other.get("key") != key:
         raise InputError(
-            f"out={folder} holds another cell ({_bare(other.get('name'))}): choose another out, or remove that folder"
+            f"out={folder} holds another cell ({str(other.get('name')):.60}): choose another out, or remove that folder"
         )
     return folder
-
-
-def _bare(name):
-    return shown(name).strip("'")
 
 
 def _folder_in_store(cell, key):

@@ -175,6 +175,21 @@ def on_background(
     sheet = Image.new("RGBA", image.size, BACKGROUND)
     return Image.alpha_composite(sheet, with_alpha).convert("RGB")
 
+# %% ../../nbs/foundations/22_files.ipynb #m022
+def _refuse_deep(image, path):
+    "16 bits would be cut to 8 in a way of Pillow's own"
+    layouts = str([tile[3] for tile in image.tile])  # of the bytes in the file, for example "RGB;16B"
+    if image.mode[0] in "IF" or re.search(";16[A-Z]", layouts):
+        raise InputError(f"{str(path)!r} has more than 8 bits per channel: convert it to an 8-bit image")
+
+
+def _upright(image):
+    "The image as a viewer shows it"
+    image.load()  # a TIFF file is turned by Pillow itself, here
+    with suppress(Exception):  # a damaged note beside the pixels: viewers ignore it
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
 # %% ../../nbs/foundations/22_files.ipynb #c073
 def decode(
     path: str,  # Image file
@@ -194,21 +209,6 @@ def decode(
     image = _cut_middle(coloured, size, resize or size)
     array = np.asarray(image)
     return array[None] if channels == 1 else array.transpose(2, 0, 1)
-
-
-def _refuse_deep(image, path):
-    "16 bits would be cut to 8 in a way of Pillow's own"
-    layouts = str([tile[3] for tile in image.tile])  # of the bytes in the file, for example "RGB;16B"
-    if image.mode[0] in "IF" or re.search(";16[A-Z]", layouts):
-        raise InputError(f"{str(path)!r} has more than 8 bits per channel: convert it to an 8-bit image")
-
-
-def _upright(image):
-    "The image as a viewer shows it"
-    image.load()  # a TIFF file is turned by Pillow itself, here
-    with suppress(Exception):  # a damaged note beside the pixels: viewers ignore it
-        ImageOps.exif_transpose(image, in_place=True)
-    return image
 
 
 def _cut_middle(image, size, short):

@@ -119,21 +119,7 @@ class GridOutcome:
         items = "".join(f"<li>{html.escape(message)}</li>" for message in self.messages())
         return f"<p>{self}</p>" + (f"<ul>{items}</ul>" if items else "")
 
-# %% ../../nbs/grid/30_run.ipynb #c026c
-def _notify(watch, outcome):
-    "Let the caller draw the status of the grid; an error in a drawing must not stop the cells"
-    if not watch:
-        return
-    try:
-        watch(outcome)
-    except Exception as error:
-        warnings.warn(
-            f"the status of the grid could not be shown ({type(error).__name__}: {error}); the grid goes on",
-            NotShown,
-            stacklevel=2,
-        )
-
-
+# %% ../../nbs/grid/30_run.ipynb #m001
 def _private_folder(machines):
     "A folder for Parsl's files"
     folder = None
@@ -153,6 +139,20 @@ def _home():
         raise InputError(
             "this user has no home folder: give folder a place for Parsl's files that all machines share"
         ) from None
+
+# %% ../../nbs/grid/30_run.ipynb #c026c
+def _notify(watch, outcome):
+    "Let the caller draw the status of the grid; an error in a drawing must not stop the cells"
+    if not watch:
+        return
+    try:
+        watch(outcome)
+    except Exception as error:
+        warnings.warn(
+            f"the status of the grid could not be shown ({type(error).__name__}: {error}); the grid goes on",
+            NotShown,
+            stacklevel=2,
+        )
 
 
 def _run(outcome, todo, machines, watch):

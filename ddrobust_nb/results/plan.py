@@ -50,12 +50,11 @@ from ddrobust_nb.results.sources import (
     revision_of,
 )
 from ddrobust_nb.results.store import (
-    ASK_OWNER,
     Store,
     check_format,
     check_writable,
     find_store,
-    owner_of,
+    refuse_closed,
     stage_key,
 )
 from ..training.distiller import WHOLE, distiller, own_options
@@ -397,7 +396,7 @@ def out_folder(
 ) -> Path:
     "The folder for the results of a cell"
     folder = check_path("out", out).absolute() if out else _folder_in_store(cell, key)
-    _refuse_closed(folder)
+    refuse_closed(folder)
     check_out(folder)
     try:
         other = read_json(folder / "cell.json", MapOf())
@@ -417,15 +416,6 @@ def out_folder(
 def _folder_in_store(cell, key):
     dataset = re.sub(r"[^\w.-]+", "_", cell.dataset)
     return cell.store.root / "cells" / f"{dataset}-{cell.method}-ipc{cell.ipc or 'all'}-{key[:8]}"
-
-
-def _refuse_closed(folder):
-    "`InputError` where a folder of another user cannot be looked into"
-    nearest = next(place for place in (folder, *folder.parents) if os.path.isdir(place))
-    if not os.access(nearest, os.X_OK):
-        raise InputError(
-            f"out={folder} cannot be read: {nearest} belongs to {owner_of(nearest)}; {ASK_OWNER}"
-        )
 
 # %% ../../nbs/results/50_plan.ipynb #c036
 def plan_cell(

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ASK_OWNER', 'FORMAT', 'FILE_NAME', 'ARTEFACT_CARD', 'LOCKS', 'stage_key', 'new_mode', 'make_folder', 'umask_of',
-           'mend_modes', 'owner_of', 'replacing', 'write_json', 'sha256_of', 'Store', 'check_format', 'mark_format',
-           'write_artefact', 'what_is_wrong', 'DamagedArtefact', 'find_artefact', 'state_path', 'save_state',
-           'load_state', 'Found', 'read_artefact', 'ReadOnlyLock', 'Busy', 'locked', 'cached', 'cached_together',
-           'find_store', 'check_writable']
+           'mend_modes', 'owner_of', 'refuse_closed', 'replacing', 'write_json', 'sha256_of', 'Store', 'check_format',
+           'mark_format', 'write_artefact', 'what_is_wrong', 'DamagedArtefact', 'find_artefact', 'state_path',
+           'save_state', 'load_state', 'Found', 'read_artefact', 'ReadOnlyLock', 'Busy', 'locked', 'cached',
+           'cached_together', 'find_store', 'check_writable']
 
 # %% ../../nbs/results/10_store.ipynb #c002
 from ..foundations.core import InputError, check_path, progress
@@ -109,6 +109,15 @@ def owner_of(
         return f"user {os.stat(path).st_uid}"
     except (OSError, NotImplementedError):
         return "somebody else"
+
+# %% ../../nbs/results/10_store.ipynb #m009c
+def refuse_closed(
+    out: Path,  # The folder of a cell, existing or not
+):
+    "`InputError` where a folder of another user cannot be looked into"
+    nearest = next(place for place in (out, *out.parents) if os.path.isdir(place))
+    if not os.access(nearest, os.X_OK):
+        raise InputError(f"out={out} cannot be read: {nearest} belongs to {owner_of(nearest)}; {ASK_OWNER}")
 
 # %% ../../nbs/results/10_store.ipynb #c010
 @contextmanager
@@ -404,6 +413,30 @@ def _refuse_foreign(store, folder):
 # %% ../../nbs/results/10_store.ipynb #c073
 class Busy(Exception):
     "Another run is making this"
+
+# %% ../../nbs/results/10_store.ipynb #m016
+def _acquired(file, what, wait):
+    "The lock of a file, once it is held"
+    lock = FileLock(file)
+    try:
+        _acquire(lock, what, wait)
+    except PermissionError:  # the file belongs to another user
+        lock = ReadOnlyLock(file)
+        _acquire(lock, what, wait)
+    with suppress(PermissionError):  # only its owner may do that
+        os.chmod(file, new_mode(file.parent, 0o666))
+    return lock
+
+
+def _acquire(lock, what, wait):
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if not wait:
+            raise Busy(f"another run is making {what}") from None
+        with progress(1, f"waiting: another run is making {what}") as bar:
+            lock.acquire(poll_interval=0.2)
+            bar.step()
 
 # %% ../../nbs/results/10_store.ipynb #c035
 def _acquired(file, what, wait):

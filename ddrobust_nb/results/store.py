@@ -438,30 +438,6 @@ def _acquire(lock, what, wait):
             lock.acquire(poll_interval=0.2)
             bar.step()
 
-# %% ../../nbs/results/10_store.ipynb #c035
-def _acquired(file, what, wait):
-    "The lock of a file, once it is held"
-    lock = FileLock(file)
-    try:
-        _acquire(lock, what, wait)
-    except PermissionError:  # the file belongs to another user
-        lock = ReadOnlyLock(file)
-        _acquire(lock, what, wait)
-    with suppress(PermissionError):  # only its owner may do that
-        os.chmod(file, new_mode(file.parent, 0o666))
-    return lock
-
-
-def _acquire(lock, what, wait):
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        if not wait:
-            raise Busy(f"another run is making {what}") from None
-        with progress(1, f"waiting: another run is making {what}") as bar:
-            lock.acquire(poll_interval=0.2)
-            bar.step()
-
 # %% ../../nbs/results/10_store.ipynb #c036b
 LOCKS = ".locks"  # Folder in the store
 

@@ -168,7 +168,7 @@ def test_numbers(store, given, say):
         ("fgsm;pgd", "unknown attack"),
         ("fgsm\npgd", "unknown attack"),
         ("ta:tifgsm", "did you mean 'TIFGSM'"),
-        ("ta:CW", "ball"),
+        ("ta:CW", "not bounded by eps"),
         ("fgsm@٢/255", "a fraction"),
         ("fgsm@1_0/255", "a fraction"),
         ("fgsm@1e-99999", "eps"),
@@ -619,7 +619,7 @@ def test_not_safetensors(store, tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "z.safetensors")
     refused(store, "does not fit the networks here", checkpoint=str(tmp_path / "x.pt"))
     refused(store, "no container that is known here", checkpoint=str(tmp_path / "y.safetensors"))
-    refused(store, "no tensor named 'images'", distilled=str(tmp_path / "z.safetensors"))
+    refused(store, r"the images have shape \[1\]", distilled=str(tmp_path / "z.safetensors"))
     refused(store, "does not fit the networks here", checkpoint=str(tmp_path / "z.safetensors"))
     refused(store, "give its file as checkpoint", normalise="pixels")
 

@@ -38,7 +38,7 @@ from tiny import NETWORK, measured, same_results, tiny_cell, tiny_data
 FIELDS = """dataset method ipc set_seed set_key distill_network network seed best protocol select attack preset norm eps eps_255 steps alpha n_clean clean clean_last
 clean_best n clean_n robust drop_rate gradients forwards seconds peak_mb device versions commit data_fingerprint warnings key backend worst_iterate carry_over_eps
 format model_key origin options options_digest recipe recipe_digest labels random_start training_way stages flags clean_flags index_digest eps_unit distances_digest
-distance_median source_model control_of adversarial corruption severity""".split()
+distance_median source_model control_of adversarial corruption severity recipe_changes""".split()
 
 
 def four_classes():

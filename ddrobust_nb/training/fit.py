@@ -17,6 +17,7 @@ from ddrobust_nb.foundations.core import (
     pick_device,
     progress,
     shown,
+    seeded,
 )
 import copy
 import hashlib
@@ -425,7 +426,8 @@ def check_batch_of_one(
         return
     one_image = net.normalise.mean.expand(1, -1, net.spec.size, net.spec.size)
     try:
-        copy.deepcopy(net).train()(one_image)
+        with torch.no_grad(), seeded(0, "a batch of one"):  # Dropout draws, and nothing outside may notice
+            copy.deepcopy(net).train()(one_image)
     except ValueError:
         raise InputError(
             f"{n} images in batches of {recipe.batch} leave a batch of one image, which the batch norm of "

@@ -39,7 +39,7 @@ WAITS = {
 }  # Methods that wait for the device
 CASTS = {"float", "int", "bool"}  # Of a tensor they wait as well,
 TRUTHS = {"isfinite", "isnan", "any", "all", "equal", "allclose"}  # and so does `if` of one of these
-LOOKS = {"look", "due"}  # What guards a look
+LOOKS = {"look", "due", "should_check"}  # What guards a look
 
 COLD = {
     "predict": {
@@ -54,6 +54,7 @@ COLD = {
         "_mean_loss": "at a look",
         "_finish": "at the end",
         "relabelling": "before the run",
+        "_training_part": "before the run",
         "check_recipe": "before the run",
     },
     "baselines": {

@@ -236,7 +236,7 @@ def test_damaged_cifar(tmp_path):
         write_labels(labels)
         assert "not those of cifar10" in error(lambda: load_data("cifar10", tmp_path))
     write_labels([0] * 19)
-    assert "19 labels" in error(lambda: load_data("cifar10", tmp_path))
+    assert "not one label for each of its 20 images" in error(lambda: load_data("cifar10", tmp_path))
     (tmp_path / "cifar10/test_batch").unlink()
     assert "test_batch' is missing" in error(lambda: load_data("cifar10", tmp_path))
 

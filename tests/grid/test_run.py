@@ -1,6 +1,7 @@
 "Runs of grids: nothing is computed twice or lost, whichever process is killed."
 
 import json
+import re
 import shutil
 import threading
 import time
@@ -150,7 +151,7 @@ def test_two_runners_on_one_store(undisturbed, tmp_path):
 
 def test_a_cell_that_fails_does_not_stop_the_others(tmp_path):
     "The option passes every check and fails in the work: its sentence, traceback and notebook are kept, and a later run tries it again"
-    bad = dict(TINY, method="dm", ipc=1, options={"iterations": 3, "batch_real": 4, "lr_img": 1e30})
+    bad = dict(TINY, method="dm", ipc=1, options={"iterations": 3, "batch_real": 4, "lr_img": 1e15})
     plan = plan_grid([bad, dict(TINY, method="random", ipc=1)], store=tmp_path / "store", device="cpu")
     outcome = run_grid(plan, Machines(workers=1, threads=1))
     assert outcome.count() == {"failed": 1, "done": 1} and len(outcome.errors) == 1
@@ -189,10 +190,9 @@ def test_no_pickle_lies_in_a_store(undisturbed):
         ".png",
         ".state",
     }
-    reader = ROOT / "ddrobust_nb" / "foundations" / "files.py"  # its unpickler makes arrays and nothing else
     for source in (ROOT / "ddrobust_nb").rglob("*.py"):
         for line in source.read_text(encoding="utf-8").splitlines():
-            assert "import pickle" not in line or source == reader, source
+            assert not re.match(r"\s*(import|from) pickle\b", line), source
             assert "pickle.load" not in line, source
             assert "torch.load(" not in line or "weights_only=True" in line, source
 

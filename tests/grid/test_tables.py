@@ -231,7 +231,9 @@ def test_running_a_cell_again_joins_its_old_rows(many, tmp_path):
     "The same cell, its rows once as the first format had them and once as they are now: one line, no model more"
     c = many[0].cells[5]
     shutil.copytree(c.out, tmp_path / "old")
-    new = [replace(row, recipe_changes="") for row in read_results(c.out)]  # In those days it could not be changed
+    new = [
+        replace(row, recipe_changes="") for row in read_results(c.out)
+    ]  # In those days it could not be changed
     gone = {f.name for f in fields(Result) if f.default is not MISSING} - {"backend"}
     first = [
         {n: v for n, v in asdict(r).items() if n not in gone}

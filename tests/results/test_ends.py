@@ -362,7 +362,7 @@ BESIDE = dict(
     low=0.4,
     high=0.6,
     protocol="quick",
-    mark="q",
+    letter="q",
 )
 
 

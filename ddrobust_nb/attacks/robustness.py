@@ -8,7 +8,7 @@ __all__ = ['BLOCK', 'LONG', 'Evaluation', 'peak_memory', 'attacked_index', 'Grou
            'ModelEvaluation', 'evaluate']
 
 # %% ../../nbs/attacks/90_robustness.ipynb #c002
-from ..foundations.core import Autosave, InputError, pick_device, progress
+from ..foundations.core import Autosave, InputError, pick_device, progress, shown
 import resource
 import sys
 import time
@@ -323,6 +323,8 @@ def check_logits(
     x = as_pixels(data.test_images[:1]).to(device)
     with leaving_no_trace(placed), torch.no_grad():
         z = placed(x.to(input_dtype(placed, x)))
+    if not isinstance(z, torch.Tensor):
+        raise InputError(f"the model must return one tensor of logits, got {type(z).__name__}: wrap it")
     if z.shape[1:] != (data.spec.classes,):
         raise InputError(
             f"the model returns {z.shape[-1]} logits for the {data.spec.classes} classes of {data.spec.name}: "
@@ -349,42 +351,7 @@ def unite(
         warnings=tuple(dict.fromkeys(text for part in evaluations for text in part.warnings)),
     )
 
-# %% ../../nbs/attacks/90_robustness.ipynb #c514
-LONG = 300  # Seconds; before a longer run we say how long it will take
-
-
-class ModelEvaluation:
-    "One model under a list of attack settings, group by group"
-
-    def __init__(
-        self,
-        model,
-        data: Data,
-        attacks,  # Text such as "pgd@2/255@10,aa-quick@2/255", or a list of `AttackConfig`
-        *,
-        n_test: int = None,  # Test images attacked, a fixed class-balanced subset; None for all
-        seed: int = 0,
-        device="auto",
-    ):
-        self.configs = _settings(attacks, data.spec.name)
-        check_logits(model, data, device)
-        self.model = model
-        self.data = data
-        self.seed = seed
-        self.device = device
-        self.index = attacked_index(data, n_test)
-        began = time.perf_counter()
-        self.right = _right(model, data, self.index, device)
-        seconds = time.perf_counter() - began
-        self.groups = groups_to_run(self.configs)
-        self.done = {}  # setting -> Evaluation
-        classes = data.spec.classes
-        if seconds * sum(work_per_survivor(group, classes) for group in self.groups) > LONG:
-            cost = expected_cost(model, data, self.configs, n_test=n_test, device=device)
-            with progress(1, str(cost)) as bar:
-                bar.step()
-
-
+# %% ../../nbs/attacks/90_robustness.ipynb #c514b
 def _settings(attacks, dataset):
     "Text or a list as settings, each once"
     if isinstance(attacks, str):
@@ -402,6 +369,43 @@ def _right(model, data, index, device):
             answers = predict(placed, as_pixels(data.test_images[block]), device)
             flags.append(answers == data.test_labels[block])
     return torch.cat(flags)
+
+# %% ../../nbs/attacks/90_robustness.ipynb #c514
+LONG = 300  # Seconds; before a longer run we say how long it will take
+
+
+class ModelEvaluation:
+    "One model under a list of attack settings, group by group"
+
+    def __init__(
+        self,
+        model,
+        data: Data,
+        attacks,  # Text such as "pgd@2/255@10,aa-quick@2/255", or a list of `AttackConfig`
+        *,
+        n_test: int = None,  # Test images attacked, a fixed class-balanced subset; None for all
+        seed: int = 0,
+        device="auto",
+    ):
+        if not isinstance(data, Data):
+            raise InputError(f"data must be a dataset, such as load_data('digits'), got {shown(data)}")
+        self.configs = _settings(attacks, data.spec.name)
+        check_logits(model, data, device)
+        self.model = model
+        self.data = data
+        self.seed = seed
+        self.device = device
+        self.index = attacked_index(data, n_test)
+        began = time.perf_counter()
+        self.right = _right(model, data, self.index, device)
+        seconds = time.perf_counter() - began
+        self.groups = groups_to_run(self.configs)
+        self.done = {}  # setting -> Evaluation
+        classes = data.spec.classes
+        if seconds * sum(work_per_survivor(group, classes) for group in self.groups) > LONG:
+            cost = expected_cost(model, data, self.configs, n_test=n_test, device=device)
+            with progress(1, str(cost)) as bar:
+                bar.step()
 
 # %% ../../nbs/attacks/90_robustness.ipynb #c515
 @patch

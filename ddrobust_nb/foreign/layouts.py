@@ -80,12 +80,15 @@ def _are_images(value):
 # %% ../../nbs/foreign/20_layouts.ipynb #c016
 def number_of(
     value,  # A number or a tensor with one
-) -> float:  # None for anything else
-    "A learned step size"
+) -> float:  # None where there is no number
+    "A learned step size; `InputError` for one that no training can use"
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         value = value.item()
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) and value > 0 else None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    if not math.isfinite(value) or value <= 0:
+        raise InputError(f"the step size that comes with the images is {value}: expected is a number above 0")
+    return float(value)
 
 # %% ../../nbs/foreign/20_layouts.ipynb #c019
 @layout
@@ -109,9 +112,27 @@ def read_dd_steps(values, number: int):
         is_step = isinstance(step, (list, tuple)) and len(step) in (2, 3) and _tensors(*step[:2])
         if not is_step or step[0].ndim != 4:
             return None
+    if number is None and _share_no_class(values):
+        raise InputError(
+            f"the file holds {len(values)} pairs of images and labels that have no class in common, so they may be "
+            "parts of one set: join them, or say which one you want, for example PATH#1"
+        )
     step, notes = choose_set(values, number, "steps")
     lr = number_of(step[2]) if len(step) == 3 else None
     return FoundSet(*step[:2], lr, layout="a list of sets, as DD writes its steps", notes=notes)
+
+
+def _share_no_class(steps):
+    "Whether the labels of several steps are of different classes throughout"
+    seen = set()
+    for step in steps:
+        if step[1].ndim != 1:
+            return False
+        classes = set(step[1].tolist())
+        if classes & seen:
+            return False
+        seen |= classes
+    return len(steps) > 1
 
 # %% ../../nbs/foreign/20_layouts.ipynb #c025
 @layout

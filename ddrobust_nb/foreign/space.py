@@ -329,6 +329,8 @@ def find_pixels(
 ) -> PixelsFound:
     "Images of an unknown space as pixels"
     spec = source.spec if isinstance(source, Data) else source
+    if space is not None and not isinstance(space, str):
+        raise InputError(f"space must be text, such as 'pixels' or 'normalised:dc', got {space!r}")
     check_numbers(images)
     statistics = dataset_statistics(source)
     if not images.is_floating_point():
@@ -368,6 +370,11 @@ def _whole_numbers(images, spec, space):
     if space not in (None, "bytes", "pixels"):
         raise InputError(
             f"the images are whole numbers from {low} to {high}, so space={space!r} is not possible: leave it out"
+        )
+    if space is None and high < 128:
+        raise InputError(
+            f"the images are whole numbers from {low} to {high}, and bytes go up to 255: say space='bytes' if 255 "
+            "would be white, else divide the images by their largest possible value and give floats"
         )
     x = to_pixels(images, "bytes", spec)
     return PixelsFound(images=x, space="bytes", why=f"whole numbers from {low} to {high}")

@@ -20,6 +20,8 @@ from .lines import ATTACK_CONDITION, CELL_CONDITION, Line, flags_of, lines_of
 from .plan import plan_cell
 from .reading import read_results
 from .report import attack_label
+from .store import find_store
+from ..training.distiller import RANDOM
 
 # %% ../../nbs/results/58_pairs.ipynb #c007
 SAME_IMAGES = ("dataset", "data_fingerprint", "n", "index_digest")  # Must be equal for two lines
@@ -72,10 +74,10 @@ def compare_rows(
 ) -> list:  # Of `Pair`
     "Every pair of lines of two cells that were measured on the same images in the same way"
     others = {}
-    for line in lines_of(b):
+    for line in _own_lines(b):
         others.setdefault(_condition(line), []).append(line)
     pairs = []
-    for line in lines_of(a):
+    for line in _own_lines(a):
         for other in others.get(_condition(line), []):
             if not line["index_digest"]:
                 raise InputError("these rows do not say which images were attacked: run their cells again")
@@ -85,10 +87,31 @@ def compare_rows(
             pairs.append(Pair(a=line, b=other, flags_a=flags_a, flags_b=flags_b, comparison=found))
     if not pairs:
         raise InputError(
-            "no line of the first has the same dataset, images and attack as a line of the second: "
-            "attack both with the same attacks on the same n_test images"
+            f"the two have no line in common: the first is {_what_was_run(a)}; the second is {_what_was_run(b)}; "
+            "attack both with the same attacks on the same images"
         )
     return pairs
+
+
+def _own_lines(rows):
+    "The lines of a cell, without the random baseline beside its method"
+    lines = lines_of(rows)
+    own = [line for line in lines if line["method"] != RANDOM]
+    return own or lines
+
+
+def _what_was_run(rows):
+    "Dataset, images and attacks of some rows in words"
+    lines = _own_lines(rows)
+    if not lines:
+        return "empty: it holds no rows"
+    first = lines[0]
+    attacks = sorted({f"{line['attack']} {line['eps']}" for line in lines if not line.clean})
+    which = first["index_digest"] or "not recorded"
+    return (
+        f"on {first['dataset']} (data {first['data_fingerprint']}), {first['n']} images (which: {which}), "
+        f"attacks {', '.join(attacks) or 'none'}"
+    )
 
 # %% ../../nbs/results/58_pairs.ipynb #c014
 def pairs_table(
@@ -99,6 +122,8 @@ def pairs_table(
     for pair in pairs:
         found = pair.comparison
         line = {
+            "first": pair.a["method"],
+            "second": pair.b["method"],
             "attack": pair.attack,
             "eps": pair.a["eps"] if not pair.a.clean else "",
             "images": found.images,
@@ -120,7 +145,10 @@ def pairs_notes(
 ) -> list:
     "What else differs between the two, and the images on which they disagree"
     notes = []
-    a, b = pairs[0].a, pairs[0].b
+    a = pairs[0].a
+    b = pairs[0].b
+    if a["model_key"] and a.all("model_key") == b.all("model_key"):
+        notes.append("Both are the same models.")
     for name in (*_MAY_DIFFER, "origin", "labels"):
         if a.compared(name) != b.compared(name):
             notes.append(f"They differ in {name}: {a[name]!r} and {b[name]!r}.")
@@ -140,6 +168,9 @@ def rows_at(
 ) -> list:
     "The rows of a finished cell, or of one that is run now"
     path = check_path("place", place)
+    in_store = find_store(given.get("store", "")).root / "cells" / path.name
+    if not path.exists() and in_store.is_dir():
+        path = in_store
     folder = path.parent if path.name == "results.json" else path
     if (folder / "results.json").is_file():
         return read_results(folder)

@@ -207,3 +207,16 @@ def test_evaluations_know_their_parts():
         p.preset for p in parts_of(t)
     } == {"aa-paper"}
     assert Evaluation(AttackConfig("fgsm"), torch.arange(2), torch.tensor([True, False])).robust == 0.5
+
+
+def test_what_is_no_dataset_or_returns_no_logits_is_refused():
+    "One sentence, no AttributeError"
+
+    class Pair(torch.nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :3], None
+
+    with pytest.raises(InputError, match="data must be a dataset"):
+        evaluate(Pair().eval(), "digits", "fgsm")
+    with pytest.raises(InputError, match="must return one tensor of logits"):
+        evaluate(Pair().eval(), tiny_data(), "fgsm", n_test=9, device="cpu")

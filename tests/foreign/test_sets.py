@@ -450,3 +450,44 @@ def test_real_pair_of_dc():
     torch.testing.assert_close(dset.images, by_hand, rtol=0, atol=1e-6)
     assert torch.equal(dset.labels, torch.arange(10)) and dset.ipc == 1
     assert dset.reading["space"] == "normalised:dc" and dset.spec == specs["cifar10"]
+
+
+def saved(tmp_path, content):
+    "A file with this content"
+    torch.save(content, tmp_path / "set.pt")
+    return tmp_path / "set.pt"
+
+
+@pytest.mark.parametrize("largest", [1, 16, 127])
+def test_whole_numbers_that_may_not_be_bytes_are_asked_about(tmp_path, world, largest):
+    "Sixteen grey levels, as scikit-learn's digits have them, are no dark bytes; told that they are bytes, we believe it"
+    path = saved(tmp_path, {"images": (PIXELS * largest).round().to(torch.uint8), "labels": LABELS})
+    with pytest.raises(InputError) as error:
+        load_set(path, world)
+    one_sentence(error, "bytes go up to 255", "say space='bytes'")
+    assert load_set(path, world, space="bytes").images.max() <= largest / 255 + 1e-6
+
+
+@pytest.mark.parametrize("lr", [float("nan"), float("inf"), -1.0, 0.0])
+def test_step_sizes_that_no_training_can_use(tmp_path, world, lr):
+    path = saved(tmp_path, {"images": normalised(), "labels": LABELS, "lr": torch.tensor(lr)})
+    with pytest.raises(InputError) as error:
+        load_set(path, world)
+    one_sentence(error, "the step size that comes with the images")
+
+
+def test_a_list_of_parts_of_one_set_is_asked_about(tmp_path, world):
+    "Steps of DD hold all classes each; parts hold different ones"
+    order = LABELS.argsort(stable=True)
+    images = normalised()[order]
+    labels = LABELS[order]
+    half = int((labels < CLASSES // 2).sum())
+    path = saved(tmp_path, [(images[:half], labels[:half]), (images[half:], labels[half:])])
+    with pytest.raises(InputError) as error:
+        load_set(path, world)
+    one_sentence(error, "no class in common", "join them")
+
+
+def test_a_space_is_text(tmp_path, world):
+    with pytest.raises(InputError, match="space must be text"):
+        load_set(saved(tmp_path, {"images": normalised(), "labels": LABELS}), world, space=3)

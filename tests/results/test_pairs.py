@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 from ddrobust_nb.attacks.paired_test import mcnemar
 from ddrobust_nb.foundations.core import InputError
 from ddrobust_nb.grid.command import command
-from ddrobust_nb.results.pairs import compare_rows, pairs_notes, pairs_table
+from ddrobust_nb.results.pairs import compare_rows, pairs_notes, pairs_table, rows_at
 from ddrobust_nb.results.rows import digest_of_index, flags_to_hex, write_results
 
 N = 40
@@ -73,7 +73,7 @@ def test_only_the_same_images_under_the_same_attack(change):
     if "attack" in change or "eps" in change:
         assert [pair.a.clean for pair in compare_rows(first, others)] == [True]
     else:
-        with pytest.raises(InputError, match="attack both with the same attacks"):
+        with pytest.raises(InputError, match="have no line in common"):
             compare_rows(first, others)
 
 
@@ -91,3 +91,17 @@ def test_the_command(tmp_path, capsys):
     assert "-20.0" in printed and "They differ in method: 'a' and 'b'." in printed
     with pytest.raises(InputError, match="there is nothing at"):
         command(["compare", str(tmp_path / "a"), str(tmp_path / "c")])
+
+
+def test_the_baseline_of_a_cell_is_left_out_and_equal_models_are_named():
+    "Rows of random images beside a method are no experiment of their own here"
+    baseline = [replace(row, method="random") for row in rows("a")]
+    pairs = compare_rows(rows("b") + baseline, rows("b") + baseline)
+    assert {(pair.a["method"], pair.b["method"]) for pair in pairs} == {("b", "b")}
+    assert pairs_notes(pairs)[0] == "Both are the same models."
+    assert len(compare_rows(baseline, rows("b"))) == 2  # A cell of random images is one
+
+
+def test_a_cell_is_found_by_its_name(tmp_path):
+    write_results(rows("a"), tmp_path / "cells" / "tiny-a-ipc1-0123")
+    assert len(rows_at("tiny-a-ipc1-0123", store=str(tmp_path))) == 1

@@ -207,9 +207,11 @@ def _conditions_note(df, lines):
     beginning = f"{', '.join(same)}. " if same else ""
     protocols = ", ".join(sorted(df["protocol"].unique()))
     checkpoints = ", ".join(sorted(df["select"].unique()))
+    changes = sorted({line["recipe_changes"] for line in lines} - {"", None})
+    recipes = f" with its recipe changed ({'; '.join(changes)})" if changes else ""
     over = "students of one set" if any(line.sets > 1 for line in lines) else "models"
     return (
-        f"{beginning}Protocol {protocols}, checkpoint: {checkpoints}; "
+        f"{beginning}Protocol {protocols}{recipes}, checkpoint: {checkpoints}; "
         f"accuracies are means ± standard deviations over {over}."
     )
 

@@ -582,6 +582,8 @@ def test_an_own_recipe_is_trained_by_recorded_and_kept_apart(tmp_path):
     assert len(lines) == 2 * len(lines_of(own.rows))
     assert "momentum 0.0" in str(results_table(own.rows + of_protocol.rows))
     assert "but recipe with momentum 0.0" in caption_of(lines_of(own.rows))
+    assert "recipe changed (momentum 0.0)" in " ".join(footnotes(own.rows))
+    assert "recipe changed" not in " ".join(footnotes(of_protocol.rows))
 
 
 def test_a_recipe_that_says_what_the_protocol_says_changes_nothing():

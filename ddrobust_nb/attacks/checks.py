@@ -105,7 +105,7 @@ EXPLAINED = {
     CheckCode.OUTSIDE: "In a set of others: most pixels must be in [0,1]; else the colour space was read wrong: name it with space=.",
     CheckCode.PERMUTED: "In a file of others: no other assignment of the classes may give a far higher accuracy; else the labels count in another order than the dataset: reorder them.",
     CheckCode.CLASS_ORDER: "In a folder of others: class folders with numbers must be sorted as numbers and as text in the same way (001, 002, ... do); else it depends on the reader which class is which: compare the classes on the card.",
-    CheckCode.IPC: "In a set of others: images per class as it is said must be what the labels count; else the row is compared with sets of another size: correct ipc, or give all images.",
+    CheckCode.IPC: "In a set of others, the images per class that you give must be what the labels count; else the row is compared with sets of another size: correct ipc, or give all images.",
 }
 
 # %% ../../nbs/attacks/95_checks.ipynb #c013

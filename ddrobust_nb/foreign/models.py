@@ -71,7 +71,7 @@ def parse_normalise(
     normalise,  # The name of a habit, "MEAN/STD", or a pair (mean, std)
     spec: Spec,  # Of the data
 ) -> Habit:
-    "The constants that somebody gives"
+    "The constants that you give"
     known = {habit.name: habit for habit in habits(spec)}
     if isinstance(normalise, str) and normalise in known:
         return known[normalise]
@@ -255,7 +255,7 @@ def _others(rivals, chosen):
 
 # %% ../../nbs/foreign/70_models.ipynb #c039
 def is_import_path(
-    network: str,  # As somebody gives it
+    network: str,  # As you give it
 ) -> bool:
     "Whether a network is given as module:function"
     return isinstance(network, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", network) is not None
@@ -308,7 +308,7 @@ def counted_network(
 # %% ../../nbs/foreign/70_models.ipynb #c042
 @dataclass(frozen=True)
 class GivenNetwork:
-    "A network of somebody else, and how it was read"
+    "A network of another project, and how it was read"
 
     net: Network  # Takes pixels, in evaluation mode
     name: str  # Of the network
@@ -345,7 +345,7 @@ def given_network(
     known: tuple = None,  # (mean, std) that a card tells
     device="cpu",  # For the trial
 ) -> GivenNetwork:
-    "A network of somebody else, ready to take pixels"
+    "A network of another project, ready to take pixels"
     if isinstance(model, Network):
         habit = _habit_of(model.normalise)
         return GivenNetwork(
@@ -385,7 +385,7 @@ def _habit_of(layer):
 
 
 def _stated(normalise, known, constants, spec):
-    "A habit and who says so; None where nobody does"
+    "A habit and where it is from; None where nothing says it"
     if not (isinstance(normalise, str) and normalise in ("auto", "")):
         return parse_normalise(normalise, spec), "you"
     for pair, source in ((known, "the card"), (constants, "the file")):
@@ -481,6 +481,6 @@ def load_model(
     *,
     device="auto",
 ) -> Network:
-    "A network of somebody else that takes pixels in [0,1], in evaluation mode"
+    "A network of another project that takes pixels in [0,1], in evaluation mode"
     device = pick_device(device)
     return given_network(model, data, network, normalise, device=device).net.to(device)

@@ -42,7 +42,7 @@ def set_checks(dset: DistilledSet) -> list:  # Of `Check`
 
 
 def _count_check(dset):
-    "Images per class as they are said and as they are counted"
+    "Images per class, as you say them and as they are counted"
     y = hard_labels(dset)
     if y is None:
         return Check(CheckCode.IPC, True, "only a teacher knows the labels")

@@ -49,7 +49,7 @@ def digest_of_set(
     images: torch.Tensor,  # Pixels
     labels: torch.Tensor,
 ) -> str:  # sha256
-    "A checksum of what is trained on, whatever file it came from"
+    "A checksum of what is trained on, independent of the file"
     sha = hashlib.sha256()
     for tensor in (images, labels):
         plain = storable(tensor)
@@ -72,9 +72,9 @@ def stored_ipc(dset: DistilledSet) -> int:  # None if the classes differ
 # %% ../../nbs/foreign/40_sets.ipynb #c015
 def check_stored_ipc(
     dset: DistilledSet,
-    ipc: int,  # As it is said; None: not said
+    ipc: int,  # As you say it; None: counted
 ) -> DistilledSet:  # The set, with this number
-    "`InputError` if a set cannot have as many images per class as it is said"
+    "`InputError` if a set cannot have as many images per class as you say"
     claimed = dset.ipc if ipc is None else check_int("ipc", ipc, 1)
     factor = (dset.reading or {}).get("factor", 1)
     stored = len(dset) / factor**2

@@ -219,7 +219,7 @@ class Network(nn.Module):
 
 
 def _store_contiguous(net, state, prefix, metadata):
-    "Files hold weights in the default memory order, whatever order the network computes in"
+    "Files hold weights in the default memory order, not in the order that the network computes in"
     for key, value in state.items():
         state[key] = value.contiguous()
 

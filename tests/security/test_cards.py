@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict
 
 import pytest
+from refusals import sentence
 import torch
 from safetensors.torch import save_file
 
@@ -55,15 +56,6 @@ NOT_JSON = {
 @pytest.fixture(scope="module")
 def data():
     return digits()
-
-
-def sentence(call):
-    "The one sentence by which a call refuses"
-    with pytest.raises(InputError) as caught:
-        call()
-    text = str(caught.value)
-    assert "\n" not in text and 20 < len(text) < 700, text
-    return text
 
 
 def write(path, content):

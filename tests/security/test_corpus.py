@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from refusals import sentence
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -63,15 +64,6 @@ def watched(tmp_path, monkeypatch):
     outside = [path for path in tmp_path.rglob("*") if inside not in path.parents and path != inside]
     assert outside == [tmp_path / "outside"], "something was written outside"
     assert not (inside / "ran").exists(), "code of the file has run"
-
-
-def refused(call):
-    "The one sentence"
-    with pytest.raises(InputError) as caught:
-        call()
-    text = str(caught.value)
-    assert "\n" not in text and 20 < len(text) < 900, text
-    return text
 
 
 def torch_archive(path, pickled, extra=()):
@@ -158,9 +150,9 @@ def test_containers(name):
     path = Path(f"x{suffix}")
     CONTAINERS[name](path)
     data = load_data("digits")
-    refused(lambda: read_container(path))
-    refused(lambda: load_set(path, data))
-    refused(lambda: read_batch(path, "labels"))
+    sentence(lambda: read_container(path))
+    sentence(lambda: load_set(path, data))
+    sentence(lambda: read_batch(path, "labels"))
 
 
 def test_archives_whose_entries_lead_out():
@@ -182,10 +174,10 @@ def test_archives_whose_entries_lead_out():
 def test_batches_of_cifar(trap):
     Path("cifar10").mkdir()
     Path("batches.meta").write_bytes(pickle.dumps({"label_names": trap}))
-    refused(lambda: read_class_names(Path("."), "label_names"))
+    sentence(lambda: read_class_names(Path("."), "label_names"))
     for i in range(1, 6):
         Path(f"cifar10/data_batch_{i}").write_bytes(pickle.dumps({"data": trap, "labels": [trap]}))
-    assert "it asks for" in refused(lambda: load_data("cifar10", "."))
+    assert "it asks for" in sentence(lambda: load_data("cifar10", "."))
 
 
 def test_states_and_caches():
@@ -218,7 +210,7 @@ def test_experts():
     experts = load_experts("experts")
     data = load_data("digits")
     for expert in experts:
-        refused(lambda expert=expert: mtt(data, 1, experts=[expert], network="ConvNetD3-w4"))
+        sentence(lambda expert=expert: mtt(data, 1, experts=[expert], network="ConvNetD3-w4"))
 
 
 # Images
@@ -265,13 +257,13 @@ IMAGES = {
 @pytest.mark.parametrize("content", IMAGES.values(), ids=IMAGES)
 def test_images(content):
     Path("x.png").write_bytes(content)
-    said = refused(lambda: decode("x.png", 32, 3))
+    said = sentence(lambda: decode("x.png", 32, 3))
     assert "x.png" in said
     for half in ("train", "test"):
         for name in "ab":
             Path(f"tree/{half}/{name}").mkdir(parents=True)
             Path(f"tree/{half}/{name}/x.png").write_bytes(content)
-    assert "x.png" in refused(lambda: load_data("folder:tree"))
+    assert "x.png" in sentence(lambda: load_data("folder:tree"))
 
 
 def test_a_packed_file_that_unpacks_to_gigabytes():
@@ -281,11 +273,11 @@ def test_a_packed_file_that_unpacks_to_gigabytes():
     zeros = bytes(2**24)
     blocks += [packed.compress(zeros) for _ in range(4)] + [packed.flush()]
     Path("train-labels-idx1-ubyte.gz").write_bytes(b"".join(blocks))
-    assert "declares 3000000000 bytes" in refused(lambda: read_idx(Path("."), "train-labels-idx1-ubyte"))
+    assert "declares 3000000000 bytes" in sentence(lambda: read_idx(Path("."), "train-labels-idx1-ubyte"))
     Path("train-labels-idx1-ubyte.gz").write_bytes(
         gzip.compress(b"\0\0\x08\x01" + struct.pack(">I", 3) + zeros, 1)
     )
-    assert "not a whole IDX file" in refused(lambda: read_idx(Path("."), "train-labels-idx1-ubyte"))
+    assert "not a whole IDX file" in sentence(lambda: read_idx(Path("."), "train-labels-idx1-ubyte"))
     Path("train-labels-idx1-ubyte.gz").unlink()
     for head in (
         b"",
@@ -295,7 +287,7 @@ def test_a_packed_file_that_unpacks_to_gigabytes():
         b"\0\0\x08\x02" + struct.pack(">II", 2**31, 2**31),
     ):
         Path("train-labels-idx1-ubyte").write_bytes(head)
-        refused(lambda: read_idx(Path("."), "train-labels-idx1-ubyte"))
+        sentence(lambda: read_idx(Path("."), "train-labels-idx1-ubyte"))
 
 
 def test_lists_of_images_that_lead_out():
@@ -308,9 +300,9 @@ def test_lists_of_images_that_lead_out():
     (place / "wnids.txt").write_text("a\n")
     for name in ("../../../secret.png", "/etc/passwd", "..", "a/../../b.png"):
         (place / "val/val_annotations.txt").write_text(f"{name}\ta\t0\t0\t1\t1\n")
-        assert "no name of a file in it" in refused(lambda: load_data("tinyimagenet", "."))
+        assert "no name of a file in it" in sentence(lambda: load_data("tinyimagenet", "."))
     (place / "wnids.txt").write_text("../../inside\na\n")
-    assert "no folder in it" in refused(lambda: load_data("tinyimagenet", "."))
+    assert "no folder in it" in sentence(lambda: load_data("tinyimagenet", "."))
 
 
 # Cards and links
@@ -325,7 +317,7 @@ def test_cards_that_lead_out():
     Path("model.json").write_text(
         json.dumps({"method": Path("../" * 9).as_posix(), "dataset": "digits", "network": 5})
     )
-    refused(lambda: checkpoint_card("model.safetensors", load_data("digits")))
+    sentence(lambda: checkpoint_card("model.safetensors", load_data("digits")))
 
 
 def test_links_that_leave_the_folder():
@@ -333,12 +325,12 @@ def test_links_that_leave_the_folder():
     Path("set").mkdir()
     Path("set/set.safetensors").symlink_to("/etc/hostname")
     Path("set/set.json").symlink_to("/dev/zero")
-    refused(lambda: load_set("set", load_data("digits")))
+    sentence(lambda: load_set("set", load_data("digits")))
     Path("results.json").symlink_to("/dev/zero")
-    refused(lambda: read_results("."))
+    sentence(lambda: read_results("."))
     assert all("\n" not in fault for fault in check_submission("."))
     Path("loop.json").symlink_to("loop.json")
-    refused(lambda: load_set("loop.json", load_data("digits")))
+    sentence(lambda: load_set("loop.json", load_data("digits")))
 
 
 def test_an_artefact_replaced_by_a_link_is_made_again_in_its_place(tmp_path):

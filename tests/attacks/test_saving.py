@@ -19,7 +19,7 @@ def images(n=3, channels=3, seed=0):
     return torch.randint(256, (n, channels, 6, 6), generator=g).float() / 255
 
 
-@pytest.mark.parametrize("eps", ["0.5/255", "1/255", "2/255", "2.5/255", "8/255", "1"])
+@pytest.mark.parametrize("eps", ["0.5/255", "0.7/255", "1/255", "2/255", "2.7/255", "8/255", "1"])
 def test_bytes_are_within_eps_and_as_near_as_that_allows(eps):
     x = images()
     levels = float(Fraction(write_size("eps", eps)) * 255)
